@@ -1,0 +1,1 @@
+"""Model cards: data about published and house models, free of heavy imports."""

@@ -1,0 +1,38 @@
+"""Cards of vistok's own small models, which train on a CPU on the embedded data."""
+
+from __future__ import annotations
+
+from vistok.registry import ModelCard
+
+CARDS = (
+    ModelCard(
+        name="titok_tiny_32.emoji",
+        family="titok",
+        config={
+            "image_size": 64,
+            "patch_size": 8,
+            "decoder_patch_size": 8,
+            "encoder": {"width": 128, "depth": 2, "num_heads": 4},
+            "decoder": {"width": 128, "depth": 3, "num_heads": 4},
+            "num_tokens": 32,
+            "quantizer": "fsq",
+            "code_dim": 4,
+            "levels": [8, 8, 8, 8],
+            "head": "pixels",
+            "tail_drop": "log_uniform",
+            "init": "linear",
+        },
+        licence="Apache-2.0",
+        preprocessing={"image_size": 64, "crop": "center", "interpolation": "bicubic", "range": [0.0, 1.0]},
+        paper="TiTok (arXiv:2406.07550) with FSQ (arXiv:2309.15505) and tail drop (arXiv:2501.10064)",
+        notes="ordered; no weights are shipped: `make demo` trains it in about two minutes",
+    ),
+    ModelCard(
+        name="digit_ar_tiny.emoji",
+        family="digit_ar",
+        kind="generator",
+        licence="Apache-2.0",
+        tokenizer="titok_tiny_32.emoji",
+        notes="class-conditional; no weights are shipped: `make demo` trains it in about two minutes",
+    ),
+)

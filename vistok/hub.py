@@ -1,0 +1,224 @@
+"""Making, loading and converting models: by registered name, hub id, folder or file.
+
+A vistok folder holds ``config.json`` (family, name, configuration) and ``model.safetensors``.
+Published checkpoints of other layouts are recognised by their tensor names and converted on the
+fly. Loading is strict, and no pickle is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vistok.config import from_dict, merge
+from vistok.convert import recognise
+from vistok.errors import CheckpointError, VistokError, nearest
+from vistok.models.base import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel
+from vistok.registry import ModelCard, cards, get_card, list_models, model_class
+
+_TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
+_WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+_WRAPPERS = ("state_dict", "model", "ema")
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool | str | Path = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    **changes: Any,
+) -> PretrainedModel:
+    """Make a registered model, in evaluation mode.
+
+    Args:
+        name: see ``list_models``.
+        pretrained: False for fresh weights; True for the published ones; or a hub id, folder or file.
+        device: where to put it.
+        dtype: floating-point type of the weights; None keeps theirs.
+        changes: differences from the card's configuration, as ``num_tokens=64``; fresh weights only.
+    Raises:
+        VistokError: unknown name, a family that cannot be built, a bad configuration, no weights.
+    """
+    card = get_card(name)
+    cls = model_class(card.family)
+    if pretrained is not False:
+        if changes:
+            raise VistokError(f"pretrained weights fix the configuration; drop {', '.join(changes)} or pretrained")
+        where = pretrained if pretrained is not True else card.hub_id or card.file
+        if not where:
+            raise VistokError(f"no weights of {name} are published; {card.notes or 'train it'}")
+        model = from_pretrained(where, device=device, dtype=dtype)
+        if model.family != card.family:
+            raise CheckpointError(f"{where} holds a {model.family}, and {name} is a {card.family}")
+        model.name = name
+        return model
+    config = from_dict(cls.config_class, merge(card.config, changes), where=name)
+    model = cls(config).to(device=device, dtype=dtype).eval()
+    model.name = name
+    return model
+
+
+def from_pretrained(
+    where: str | Path,
+    *,
+    config: dict[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> PretrainedModel:
+    """Load a model from a registered name, a hub id, a folder or a file, in evaluation mode.
+
+    Args:
+        where: what to load; existing paths come first, then registered names, then the hub
+            (``owner/name``, or ``owner/name:file``).
+        config: the published configuration of a file that has none beside it.
+        device, dtype: where to and as what.
+    Raises:
+        CheckpointError: not found, not readable, no known layout, or tensors that do not fit.
+    """
+    path = Path(where)
+    if not path.exists():
+        path, config = _fetch(str(where), config)
+    folder, weights = (path, _weights_in(path)) if path.is_dir() else (path.parent, path)
+    if config is None:
+        config = _read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else None
+    state = read_state(weights)
+    if config is not None and "family" in config:
+        cls = model_class(config["family"])
+        model = _build_empty(cls, from_dict(cls.config_class, config.get("config", {}), where=str(folder / CONFIG_FILE)))
+        model.name = str(config.get("name", ""))
+    else:
+        model, state = convert_state(state, config=config, where=str(weights))
+        model.name = _published_name(str(where)) or model.name
+    model.load_weights(state, where=str(weights))
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def convert_state(
+    state: dict[str, Tensor], *, config: dict[str, Any] | None = None, where: str = "checkpoint"
+) -> tuple[PretrainedModel, dict[str, Tensor]]:
+    """Recognise a published state dict: an empty model for it, and the state under our names.
+
+    The model's parameters are on the meta device until ``load_weights`` gives it the state.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    source = recognise(shapes, where=where)
+    try:
+        ours = source.read_config(shapes, config)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{where} looks like {source.title}, but parts of that layout are missing or mis-shaped: {error!r}"
+        ) from error
+    model = _build_empty(model_class(source.family), ours)
+    return model, source.key_map(ours).to_ours(state)
+
+
+def to_published(model: PretrainedModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state and configuration of a model in its published layout.
+
+    Raises:
+        VistokError: its family has none, or its options are not part of it.
+    """
+    from vistok.convert import sources
+
+    for source in sources():
+        if source.family == model.family:
+            state = source.key_map(model.config).to_published(model.state_dict())
+            source_again = recognise({key: tuple(tensor.shape) for key, tensor in state.items()})
+            if source_again is source and not any(key.startswith(("linear.", "linear_embed.")) for key in state):
+                return state, source.wrap_config(model.config)
+            break
+    raise VistokError(f"{model.name or model.family} has no published layout to be written in; use save_pretrained")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file or of a plain torch state dict, on the CPU.
+
+    Raises:
+        CheckpointError: unreadable, not a state dict, or a pickle that would run code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if path.suffix not in _TORCH_SUFFIXES:
+            raise CheckpointError(f"{path} is not a checkpoint: wanted .safetensors, {', '.join(sorted(_TORCH_SUFFIXES))}")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} is not a plain state dict: it holds objects, which vistok does not load") from error
+    except Exception as error:  # the formats' readers raise types of their own, from every depth
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} is not a state dict: wanted names and tensors")
+    return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def _build_empty(cls: type, config: Any) -> PretrainedModel:
+    """The model with parameters and saved buffers on the meta device: weights are held once, never twice."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return cls(config)
+
+
+def _fetch(where: str, config: dict[str, Any] | None) -> tuple[Path, dict[str, Any] | None]:
+    if where in cards():
+        card: ModelCard = get_card(where)
+        if not (card.hub_id or card.file):
+            raise VistokError(f"no weights of {where} are published; {card.notes or 'train it'}")
+        where = card.hub_id or card.file
+    repository, _, file = where.partition(":")
+    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"there is no file or folder {where}, and no model of that name; {nearest(where, list_models())}"
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        if file:
+            return Path(hf_hub_download(repository, file)), config
+        if config is None:
+            config = _read_json(Path(hf_hub_download(repository, CONFIG_FILE)))
+        return Path(hf_hub_download(repository, WEIGHTS_FILE)), config
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{where} cannot be fetched from the Hugging Face hub ({reason}); "
+            "without a network, give a folder or file that is on this machine"
+        ) from error
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in _WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"the folder {folder} has none of {', '.join(_WEIGHT_FILES)}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a configuration: wanted keys and values, got {type(content).__name__}")
+    return content
+
+
+def _published_name(where: str) -> str:
+    for name, card in cards().items():
+        if where in (name, card.hub_id, card.file) and where:
+            return name
+    return ""

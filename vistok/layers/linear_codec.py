@@ -1,0 +1,60 @@
+"""Principal components of images as a codec: the best linear coarse-to-fine code there is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# A latent of 1 stands for this many standard deviations of its component: beyond, it is clipped.
+_CLIP_SIGMAS = 2.5
+_FIT_ITERATIONS = 4
+
+
+class LinearCodec(nn.Module):
+    """Images to the coefficients of their principal components, in order of variance, and back.
+
+    Frozen: maps are buffers, saved with the weights. Token t holds components t*C .. (t+1)*C - 1.
+
+    Args:
+        image_size: pixels a side.
+        num_tokens: N.
+        code_dim: C, components a token.
+    """
+
+    def __init__(self, image_size: int, num_tokens: int, code_dim: int) -> None:
+        super().__init__()
+        self.image_size, self.num_tokens, self.code_dim = image_size, num_tokens, code_dim
+        values = 3 * image_size**2
+        self.register_buffer("mean", torch.zeros(values))
+        self.register_buffer("basis", torch.zeros(num_tokens * code_dim, values))  # orthonormal rows
+        self.register_buffer("scale", torch.ones(num_tokens * code_dim))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, *, seed: int = 0) -> None:
+        """Fit to images [M, 3, H, W]; M may be smaller than the number of components."""
+        flat = images.flatten(1).float()
+        mean = flat.mean(dim=0)
+        count = len(self.basis)
+        rank = min(count, *flat.shape)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            _, sigma, vectors = torch.svd_lowrank(flat - mean, q=rank, niter=_FIT_ITERATIONS)
+        basis = torch.zeros_like(self.basis)
+        basis[:rank] = vectors.t()
+        scale = torch.ones_like(self.scale)
+        scale[:rank] = (_CLIP_SIGMAS * sigma / max(1, len(flat) - 1) ** 0.5).clamp_min(1e-6)
+        self.mean.copy_(mean)
+        self.basis.copy_(basis)
+        self.scale.copy_(scale)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, N, C], most values within [-1, 1]."""
+        coefficients = (images.flatten(1) - self.mean) @ self.basis.t() / self.scale
+        return coefficients.unflatten(1, (self.num_tokens, self.code_dim))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The first L tokens [B, L, C] -> [B, 3, H, W]."""
+        flat = latents.flatten(1)
+        count = flat.shape[1]
+        pixels = self.mean + (flat * self.scale[:count]) @ self.basis[:count]
+        return pixels.unflatten(1, (3, self.image_size, self.image_size))

@@ -1,0 +1,136 @@
+"""What a tokenizer is trained on: reconstruction, perception, the bottleneck, and an adversary.
+
+One class serves all recipes of the TiTok line (arXiv:2406.07550, section 3.3, arXiv:2501.07730):
+cross-entropy against proxy codes where the model gives logits, pixel losses where it gives
+pixels. Terms are reported with their weights inside. Everything runs in fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.errors import ConfigError
+from vistok.losses.adversarial import LeCam, PatchDiscriminator, hinge_discriminator_loss
+from vistok.losses.perceptual import PerceptualLoss
+
+
+@dataclass(frozen=True)
+class TokenizerLossConfig:
+    """Terms and weights.
+
+    Attributes:
+        reconstruction: ``l2`` (mean squared) or ``l1`` (mean absolute), or their weighted sum
+            ``l2+l1`` as l2 + 0.2 l1.
+        reconstruction_weight: of the term above.
+        perceptual: see ``PerceptualLoss``; "" for none.
+        perceptual_weight: of the perceptual term.
+        perceptual_pretrained: False leaves the perceptual networks random (tests).
+        quantizer_weight: of the quantizer's own losses.
+        kl_weight: of a Gaussian bottleneck's divergence, summed over all latents, by image.
+        logvar: the reconstruction is divided by exp of this (VAE recipes).
+        adversarial_weight: of the generator's adversarial term; 0 for no discriminator.
+        adversarial_start: the step from which the adversary takes part.
+        lecam_weight: of the discriminator's LeCam term.
+        proxy: MaskGIT-VQGAN weights (name, hub id or path) whose codes are the targets of a model
+            with the head ``proxy``.
+    """
+
+    reconstruction: Literal["l2", "l1", "l2+l1"] = "l2"
+    reconstruction_weight: float = 1.0
+    perceptual: str = ""
+    perceptual_weight: float = 0.0
+    perceptual_pretrained: bool = True
+    quantizer_weight: float = 1.0
+    kl_weight: float = 1e-6
+    logvar: float = 0.0
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0
+    lecam_weight: float = 0.001
+    proxy: str = "maskgit_vqgan.imagenet"
+
+    def __post_init__(self) -> None:
+        if self.perceptual_weight and not self.perceptual:
+            raise ConfigError("perceptual_weight is set, and perceptual names no network")
+
+
+class TokenizerLoss(nn.Module):
+    """The generator's and the discriminator's losses.
+
+    Args:
+        config: terms and weights.
+    """
+
+    def __init__(self, config: TokenizerLossConfig) -> None:
+        super().__init__()
+        self.config = config
+        uses_perceptual = config.perceptual and config.perceptual_weight
+        self.perceptual = (
+            PerceptualLoss(config.perceptual, pretrained=config.perceptual_pretrained) if uses_perceptual else None
+        )
+        self.discriminator = PatchDiscriminator() if config.adversarial_weight else None
+        self.lecam = LeCam() if config.adversarial_weight else None
+
+    def adversary_is_on(self, step: int) -> bool:
+        """Whether the discriminator takes part at this step."""
+        return self.discriminator is not None and step >= self.config.adversarial_start
+
+    def generator(
+        self, outputs: dict[str, Tensor], images: Tensor, step: int, *, codes: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The tokenizer's loss.
+
+        Args:
+            outputs: of the tokenizer's ``forward``.
+            images: [B, 3, H, W] in [0, 1].
+            step: decides whether the adversary takes part.
+            codes: int64 [B, h*w], the proxy's codes, for models that give logits.
+        Returns:
+            the total, and its terms by name.
+        """
+        config = self.config
+        with torch.autocast(images.device.type, enabled=False):
+            terms: dict[str, Tensor] = {}
+            if "logits" in outputs:
+                terms["reconstruction"] = F.cross_entropy(outputs["logits"].float().flatten(0, 1), codes.flatten())
+            else:
+                terms |= self._pixel_terms(outputs["reconstruction"].float(), images.float(), step)
+            total = torch.stack(list(terms.values())).sum()
+            if "loss_commitment" in outputs:
+                quantizer = config.quantizer_weight * (outputs["loss_commitment"] + outputs["loss_codebook"])
+                terms |= {"quantizer": quantizer, "commitment": outputs["loss_commitment"], "codebook": outputs["loss_codebook"]}
+                total = total + quantizer
+            if "kl" in outputs:
+                terms["kl"] = config.kl_weight * outputs["kl"].float().sum() / len(images)
+                total = total + terms["kl"]
+        return total, terms
+
+    def _pixel_terms(self, reconstruction: Tensor, images: Tensor, step: int) -> dict[str, Tensor]:
+        config = self.config
+        pixel = images.new_zeros(())
+        if "l2" in config.reconstruction:
+            pixel = pixel + F.mse_loss(reconstruction, images)
+        if "l1" in config.reconstruction:
+            pixel = pixel + (0.2 if "l2" in config.reconstruction else 1.0) * F.l1_loss(reconstruction, images)
+        terms = {"reconstruction": config.reconstruction_weight * pixel / torch.exp(images.new_tensor(config.logvar))}
+        if self.perceptual is not None:
+            terms["perceptual"] = config.perceptual_weight * self.perceptual(images, reconstruction)
+        if self.adversary_is_on(step):
+            self.discriminator.requires_grad_(False)  # the gradient passes through it to the pixels only
+            terms["adversarial"] = -config.adversarial_weight * self.discriminator(reconstruction).mean()
+            self.discriminator.requires_grad_(True)
+        return terms
+
+    def discriminate(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss for its logits of real and of (detached) reconstructed images."""
+        with torch.autocast(real_logits.device.type, enabled=False):
+            real, fake = real_logits.float(), fake_logits.float()
+            hinge = hinge_discriminator_loss(real, fake)
+            lecam = self.config.lecam_weight * self.lecam(real, fake).mean()
+            total = hinge + lecam
+        terms = {"discriminator": total, "lecam": lecam, "logits_real": real.mean(), "logits_fake": fake.mean()}
+        return total, terms

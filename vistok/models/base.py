@@ -1,0 +1,232 @@
+"""The contract of every tokenizer: images to ``Tokens`` and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vistok.config import from_dict, to_dict
+from vistok.errors import CheckpointError, VistokError
+from vistok.tokens import Tokens
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+_HASHED_VALUES = 256
+
+
+class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="vistok", tags=["vistok"]):
+    """A module that is built from a frozen dataclass and saved as ``config.json`` + ``model.safetensors``.
+
+    Attributes:
+        family: the registry's word for this class.
+        config_class: the dataclass that configures it.
+        name: the registered name it was made under, or "".
+    """
+
+    family: ClassVar[str]
+    config_class: ClassVar[type]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.name = ""
+        self._hash: tuple[int, str] = (-1, "")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the weights."""
+        return next(self.parameters()).dtype
+
+    def weight_hash(self) -> str:
+        """A fingerprint of the weights: 16 hex digits, equal for equal weights.
+
+        It reads up to 256 evenly spaced values of every tensor, so it is quick on any size, and any
+        training step changes it.
+        """
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        version = sum(tensor._version for tensor in tensors.values())
+        if self._hash[0] != version or not self._hash[1]:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.state_dict().items()):
+                flat = tensor.detach().flatten()
+                picked = flat[:: max(1, flat.numel() // _HASHED_VALUES)]
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
+                digest.update(picked.to("cpu", torch.float32).numpy().tobytes())
+            self._hash = (version, digest.hexdigest()[:16])
+        return self._hash[1]
+
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = enabled
+
+    def no_weight_decay(self) -> tuple[str, ...]:
+        """``fnmatch`` patterns of parameters that get no weight decay, besides all one-dimensional ones."""
+        return ()
+
+    def load_weights(self, state: dict[str, Tensor], *, where: str = "checkpoint") -> None:
+        """Take over a state dict, strictly, without copying where device and dtype allow.
+
+        Raises:
+            CheckpointError: names every missing, unexpected and mis-shaped tensor.
+        """
+        own = self.state_dict()
+        report = key_report(own, state)
+        if report:
+            raise CheckpointError(f"{where} does not fit {type(self).__name__} ({self.name or self.family}):\n{report}")
+        self.load_state_dict(state, strict=True, assign=any(tensor.is_meta for tensor in own.values()))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the weights, then the configuration, each through a temporary name."""
+        state = {key: tensor.detach().contiguous().cpu() for key, tensor in self.state_dict().items()}
+        weights = save_directory / WEIGHTS_FILE
+        save_file(state, weights.with_suffix(".tmp"), metadata={"format": "pt", "family": self.family})
+        os.replace(weights.with_suffix(".tmp"), weights)
+        config = save_directory / CONFIG_FILE
+        content = {"family": self.family, "name": self.name, "config": to_dict(self.config)}
+        config.with_suffix(".tmp").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(config.with_suffix(".tmp"), config)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **_: Any) -> PretrainedModel:
+        from vistok.hub import from_pretrained  # the hub knows the models; this is only the mixin's door to it
+
+        model = from_pretrained(model_id, device=map_location)
+        if not isinstance(model, cls):
+            raise CheckpointError(f"{model_id} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any] | Any) -> PretrainedModel:
+        """Build with fresh weights from a dataclass or its dict."""
+        if isinstance(config, dict):
+            config = from_dict(cls.config_class, config, where=f"{cls.family} configuration")
+        return cls(config)
+
+
+def key_report(wanted: dict[str, Tensor], got: dict[str, Tensor], *, limit: int = 12) -> str:
+    """What keeps ``got`` from being loaded as ``wanted``, a line a kind; "" if nothing does."""
+    missing = sorted(wanted.keys() - got.keys())
+    unexpected = sorted(got.keys() - wanted.keys())
+    shapes = [
+        f"{key} is {tuple(got[key].shape)}, wanted {tuple(wanted[key].shape)}"
+        for key in sorted(wanted.keys() & got.keys())
+        if got[key].shape != wanted[key].shape
+    ]
+    lines = []
+    for title, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes)):
+        if names:
+            more = f", and {len(names) - limit} more" if len(names) > limit else ""
+            lines.append(f"  {len(names)} {title}: {', '.join(names[:limit])}{more}")
+    return "\n".join(lines)
+
+
+class Tokenizer(PretrainedModel, ABC):
+    """Turns images into ``Tokens`` and back.
+
+    What only some families can do is asked of the object: ``ordered`` (any prefix of the tokens can
+    be decoded), ``adaptive`` (``encode`` chooses a length for each image), ``continuous`` (latents
+    instead of ids), ``conditional`` (decoding takes a condition).
+    """
+
+    ordered: bool = False
+    adaptive: bool = False
+    continuous: bool = False
+    conditional: bool = False
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Height and width of the images, in pixels."""
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """The largest number of tokens of an image."""
+
+    @property
+    @abstractmethod
+    def codebook_size(self) -> int | tuple[int, ...] | None:
+        """Number of ids, or the factors of which it is the product, or None for continuous latents."""
+
+    @abstractmethod
+    def encode(
+        self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None
+    ) -> Tokens:
+        """Turn images into tokens, without gradients.
+
+        Args:
+            images: float RGB in [0, 1], shape [B, 3, H, W]; H = W = ``image_size``.
+            length: keep only this many leading tokens; for ordered tokenizers.
+            generator: draws a continuous tokenizer's sample; None takes the mean.
+        Raises:
+            VistokError: wrong shape, type or values.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: Tokens, *, condition: Any = None, clamp: bool = True) -> Tensor:
+        """Turn tokens into images [B, 3, H, W], without gradients.
+
+        Args:
+            tokens: of this tokenizer; rows may differ in length where it is ordered or adaptive.
+            condition: what a conditional tokenizer decodes with.
+            clamp: cut the values to [0, 1].
+        """
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise a ``VistokError`` unless ``images`` is a float batch of this tokenizer's size in [0, 1]."""
+        name, size = self.name or self.family, self.image_size
+        if not isinstance(images, Tensor):
+            raise VistokError(
+                f"{name} takes a tensor of images [B, 3, {size}, {size}], got {type(images).__name__}; "
+                "read files with vistok.load_images(..., like=model)"
+            )
+        if images.ndim != 4 or images.shape[1:] != (3, size, size) or not len(images):
+            raise VistokError(
+                f"{name} takes images [B, 3, {size}, {size}], got {list(images.shape)}; "
+                "crop and resize with vistok.load_images(..., like=model)"
+            )
+        if not images.is_floating_point():
+            raise VistokError(f"{name} takes float images in [0, 1], got {images.dtype}; divide 8-bit values by 255")
+        low, high = (float(value) for value in images.aminmax())
+        if not (low >= -1e-3 and high <= 1.0 + 1e-3):  # also catches NaN
+            raise VistokError(f"{name} takes images in [0, 1], got values from {low:.4g} to {high:.4g}")
+
+    def check_tokens(self, tokens: Tokens) -> None:
+        """Raise a ``VistokError`` unless ``tokens`` can be decoded by this tokenizer."""
+        name = self.name or self.family
+        if not isinstance(tokens, Tokens):
+            raise VistokError(f"{name}.decode takes vistok.Tokens, got {type(tokens).__name__}; wrap ids in Tokens(ids=...)")
+        if tokens.is_continuous != self.continuous:
+            kinds = {True: "continuous latents", False: "ids"}
+            raise VistokError(f"{name} decodes {kinds[self.continuous]}, got {kinds[tokens.is_continuous]}")
+        if tokens.family and tokens.family != self.family:
+            raise VistokError(f"these tokens are of the family {tokens.family}, and {name} is of {self.family}")
+        sizes_differ = tokens.codebook_size is not None and tokens.codebook_size != self.codebook_size
+        if not self.continuous and sizes_differ:
+            raise VistokError(f"these tokens have codebook {tokens.codebook_size}, and {name} has {self.codebook_size}")
+        if not len(tokens):
+            raise VistokError(f"{name}.decode got no rows")
+        shortest, longest = int(tokens.lengths.min()), int(tokens.lengths.max())
+        if longest > self.num_tokens or shortest < 1:
+            raise VistokError(f"{name} decodes 1 to {self.num_tokens} tokens an image, got {shortest} to {longest}")
+        if not (self.ordered or self.adaptive) and shortest < self.num_tokens:
+            raise VistokError(
+                f"{name} has a fixed length of {self.num_tokens} tokens and was not trained to decode fewer, "
+                f"got {shortest}; ordered tokenizers can (vistok.list_models() shows which)"
+            )

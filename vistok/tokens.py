@@ -1,0 +1,525 @@
+"""``Tokens``: what every tokenizer makes of images, and its file format ``.vtk``.
+
+A ``.vtk`` file of version 1 is, in little-endian order::
+
+    magic  8 bytes | version  u16 | header bytes  u32 | header CRC32  u32 | header | row 0 | row 1 | ...
+
+The header is JSON: ``kind`` (``ids``, ``fp32`` or ``fp16``), ``codebook_size``, ``channels``, the
+names, and for every row its length, its CRC32 and where it begins (``offsets``, counted from the
+end of the header, one more than there are rows). A row is its ids as big-endian numbers of
+ceil(log2 K) bits, filled up with zeros to whole bytes, or its latents as little-endian floats
+[length, C]. So one row, or the start of one, can be read and checked without the others. The
+header's CRC also covers the fields before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import secrets
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vistok.errors import TokenFileError, VistokError
+
+_MAGIC = b"VISTOKV\x1a"
+_VERSION = 1
+_START = struct.Struct("<8sHI")  # magic, version, header bytes
+_CHECKSUM = struct.Struct("<I")
+_MAX_HEADER_BYTES = 1 << 28  # millions of rows
+_MAX_VOCAB_SIZE = 1 << 62
+_NAMES = ("family", "model", "weight_hash")
+_HEADER_KEYS = ("kind", "channels", "lengths", "offsets", "checksums")
+_FLOATS = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
+# A token of a one-word codebook takes no bits, and rows are padded to the longest, so a small file
+# could ask for any amount of memory. It may ask for this much, and this many times its own size.
+_FREE_BYTES = 1 << 26
+_MAX_EXPANSION = 1024
+_WORKING_BITS = 1 << 24  # bits that are unfolded to a byte each at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The tokens of a batch of images: ids or continuous latents, and how many each row keeps.
+
+    Attributes:
+        ids: int64 [B, L] in [0, K), or None for continuous tokens. Positions past a row's length hold 0.
+        lengths: int64 [B], each 0..L; given as None it becomes L for every row.
+        codebook_size: K, or the factors of which K is the product (FSQ levels, dual codebooks), or
+            None where unknown or continuous.
+        latents: float [B, L, C], 0 past a row's length; exactly one of ``ids`` and ``latents`` is given.
+        family: of the tokenizer they came from, "" where unknown; so are ``model`` and ``weight_hash``.
+    Raises:
+        VistokError: wrong types or shapes, a length outside 0..L, an id outside [0, K).
+    """
+
+    ids: Tensor | None = None
+    lengths: Tensor | Sequence[int] | None = field(default=None, kw_only=True)
+    codebook_size: int | tuple[int, ...] | None = field(default=None, kw_only=True)
+    latents: Tensor | None = field(default=None, kw_only=True)
+    family: str = field(default="", kw_only=True)
+    model: str = field(default="", kw_only=True)
+    weight_hash: str = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        data = self._checked_data()
+        self._set("codebook_size", _checked_codebook(self.codebook_size, self.is_continuous))
+        for name in _NAMES:
+            if not isinstance(getattr(self, name), str):
+                raise VistokError(f"{name} is a string, got {getattr(self, name)!r}")
+        rows, columns = data.shape[:2]
+        if self.lengths is None:
+            self._set("lengths", torch.full((rows,), columns, dtype=torch.int64, device=data.device))
+        else:
+            lengths = _whole_numbers(self.lengths, "lengths", data.device)
+            shortest, longest = _extremes(lengths)
+            if lengths.shape != (rows,) or shortest < 0 or longest > columns:
+                raise VistokError(
+                    f"lengths are one number from 0 to {columns} for each of {rows} rows, "
+                    f"got {list(lengths.shape)} from {shortest} to {longest}"
+                )
+            self._set("lengths", lengths)
+            data = _cut(data, lengths) if rows and shortest < columns else data
+        self._set(self._key, data)
+        if not self.is_continuous:
+            low, high = _extremes(data)
+            if low < 0 or (self.codebook_size is not None and high >= self.vocab_size):
+                raise VistokError(f"ids lie in [0, {self.codebook_size or 'codebook_size'}), got {low} to {high}")
+
+    def _checked_data(self) -> Tensor:
+        """The one of ids (as int64) and latents that is given, if its type and shape are right."""
+        if (self.ids is None) == (self.latents is None):
+            raise VistokError("Tokens take either ids or latents, and exactly one of them")
+        data, wanted = self._data, "floats [B, L, C]" if self.is_continuous else "whole numbers [B, L]"
+        if not isinstance(data, Tensor):
+            raise VistokError(f"{self._key} are a tensor of {wanted}, got {type(data).__name__}")
+        right_type = data.is_floating_point() if self.is_continuous else _is_whole(data)
+        if not right_type or data.ndim != (3 if self.is_continuous else 2):
+            raise VistokError(f"{self._key} are {wanted}, got {data.dtype} {list(data.shape)}")
+        return data if self.is_continuous else data.long()
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _derived(self, data: Tensor, lengths: Tensor, **names: str) -> Tokens:
+        """Tokens made of parts of these: not checked again, for which the CPU would have to wait for a GPU."""
+        tokens = object.__new__(Tokens)
+        tokens.__dict__.update({**self.__dict__, **names, self._key: data, "lengths": lengths})
+        return tokens
+
+    @property
+    def _key(self) -> str:
+        return "ids" if self.latents is None else "latents"
+
+    @property
+    def _data(self) -> Tensor:
+        return self.ids if self.latents is None else self.latents
+
+    @property
+    def _kind(self) -> str:
+        """How a file stores them."""
+        if not self.is_continuous:
+            return "ids"
+        return "fp16" if self.latents.dtype == torch.float16 else "fp32"
+
+    @property
+    def _channels(self) -> int:
+        return self.latents.shape[2] if self.is_continuous else 0
+
+    def __len__(self) -> int:
+        return self._data.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        """B, the number of images."""
+        return self._data.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """L, the number of columns; a row may keep fewer."""
+        return self._data.shape[1]
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether these are latents instead of ids."""
+        return self.latents is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self._data.device
+
+    @property
+    def vocab_size(self) -> int:
+        """K, the number of different ids.
+
+        Raises:
+            VistokError: the codebook size is unknown, or the tokens are continuous.
+        """
+        if self.is_continuous:
+            raise VistokError("continuous tokens have no codebook")
+        if self.codebook_size is None:
+            raise VistokError("the codebook size of these tokens is unknown; set it: tokens.replace(codebook_size=...)")
+        return _product(self.codebook_size)
+
+    def mask(self) -> Tensor:
+        """bool [B, L], True where a row has a token."""
+        return _mask(self.lengths, self.num_tokens)
+
+    def replace(self, **changes: Any) -> Tokens:
+        """A copy with some fields changed, checked like a new one."""
+        return dataclasses.replace(self, **changes)
+
+    def truncate(self, length: int | Sequence[int] | Tensor) -> Tokens:
+        """Keep at most ``length`` leading tokens of every row, and only the columns that the longest needs.
+
+        Args:
+            length: 0 or more: one number, or one for each row.
+        Raises:
+            VistokError: a negative or fractional length, or not one for each row.
+        """
+        wanted = _whole_numbers(length, "length", self.device)
+        if wanted.ndim > 1 or (wanted.ndim == 1 and len(wanted) != len(self)):
+            raise VistokError(f"truncate takes one length or {len(self)}, one for each row, got {list(wanted.shape)}")
+        if _extremes(wanted)[0] < 0:
+            raise VistokError(f"truncate keeps 0 tokens or more, got {_extremes(wanted)[0]}")
+        lengths = torch.minimum(self.lengths, wanted)
+        return self._derived(_cut(self._data[:, : _extremes(lengths)[1]], lengths), lengths)
+
+    def pad(self, num_tokens: int) -> Tokens:
+        """More columns, up to ``num_tokens`` in all; the lengths stay.
+
+        Raises:
+            VistokError: there are more columns already.
+        """
+        missing = num_tokens - self.num_tokens
+        if missing < 0:
+            raise VistokError(f"cannot pad {self.num_tokens} columns to {num_tokens}; use truncate to have fewer")
+        empty = self._data.new_zeros((len(self), missing, *self._data.shape[2:]))
+        return self._derived(torch.cat([self._data, empty], dim=1), self.lengths)
+
+    def split(self, size: int = 1) -> list[Tokens]:
+        """Parts of ``size`` rows each (the last may have fewer); ``cat`` puts them together again."""
+        if size < 1:
+            raise VistokError(f"a part has one row or more, got {size}")
+        if not len(self):
+            return []
+        parts = zip(self._data.split(size), self.lengths.split(size), strict=True)
+        return [self._derived(data, lengths) for data, lengths in parts]
+
+    @staticmethod
+    def cat(parts: Iterable[Tokens]) -> Tokens:
+        """All rows of ``parts``, padded to the longest.
+
+        The weight hash is kept where all parts have the same.
+
+        Raises:
+            VistokError: no parts, or parts of different kinds, codebooks, families, models, latent
+                channels or devices.
+        """
+        parts = list(parts)
+        if not parts:
+            raise VistokError("cat takes at least one part, got none")
+        for question, answer in _COMMON.items():
+            answers = {answer(part) for part in parts}
+            if len(answers) > 1:
+                raise VistokError(f"cannot join tokens that differ in {question}: {', '.join(map(str, answers))}")
+        columns = max(part.num_tokens for part in parts)
+        hashes = {part.weight_hash for part in parts}
+        return parts[0]._derived(
+            torch.cat([part.pad(columns)._data for part in parts]),
+            torch.cat([part.lengths for part in parts]),
+            weight_hash=hashes.pop() if len(hashes) == 1 else "",
+        )
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Tokens:
+        """The chosen rows, always as a batch (one number gives one row); the columns stay.
+
+        Args:
+            rows: as numpy indexes one axis: a number, a slice, a list or tensor of numbers, or a mask.
+        Raises:
+            IndexError: there is no such row.
+        """
+        chosen = np.arange(len(self))[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
+        if chosen.ndim > 1:
+            raise IndexError(f"rows are chosen along one axis, got an index of shape {list(chosen.shape)}")
+        index = torch.from_numpy(np.atleast_1d(chosen)).to(self.device)
+        return self._derived(self._data[index], self.lengths[index])
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """The same tokens on another device."""
+        return self._derived(self._data.to(device), self.lengths.to(device))
+
+    def bits(self) -> Tensor:
+        """Bits of every image as a file stores them, without header: float64 [B].
+
+        The length times ceil(log2 K), or times 16 C for fp16 latents and 32 C for all others.
+
+        Raises:
+            VistokError: the codebook size is unknown.
+        """
+        return self.lengths.double() * self._bits_per_token()
+
+    def _bits_per_token(self) -> int:
+        return _token_bits(self._kind, None if self.is_continuous else self.vocab_size, self._channels)
+
+    def __eq__(self, other: object) -> bool:
+        """Same valid ids or latents, lengths and codebook; names, padding, device and float type do not matter."""
+        if not isinstance(other, Tokens):
+            return NotImplemented
+        if (self._key, self.codebook_size, len(self)) != (other._key, other.codebook_size, len(other)):
+            return False
+        if not torch.equal(self.lengths.cpu(), other.lengths.cpu()):
+            return False
+        columns = _extremes(self.lengths)[1]
+        a, b = (tokens._data[:, :columns].cpu() for tokens in (self, other))
+        common = torch.promote_types(a.dtype, b.dtype)
+        return torch.equal(a.to(common), b.to(common))
+
+    __hash__ = None  # equal by value, and the values can change
+
+    def __repr__(self) -> str:
+        shortest, longest = _extremes(self.lengths)
+        parts = [f"{self._key} {list(self._data.shape)}", f"lengths {shortest}..{longest}"]
+        parts.append(self._kind if self.is_continuous else f"codebook {self.codebook_size}")
+        parts.append(self.model or self.family)
+        return f"Tokens({', '.join(filter(None, parts))})"
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.vtk`` file; an existing one is replaced only when the new one is complete.
+
+        bf16 latents are stored as fp32, which holds them exactly.
+
+        Raises:
+            TokenFileError: the file cannot be written.
+            VistokError: the codebook size is unknown, or the latents are float64.
+        """
+        path = Path(path)
+        content = self._serialised()
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            try:
+                with temporary.open("xb") as file:
+                    file.writelines(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise TokenFileError(f"cannot write the token file {path}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokens:
+        """Read a ``.vtk`` file: onto the CPU, with as many columns as its longest row has tokens.
+
+        Raises:
+            TokenFileError: it cannot be read, is no token file, is of a newer version, or is truncated or damaged.
+        """
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise TokenFileError(f"cannot read the token file {path}: {error}") from error
+        try:
+            return _deserialised(*_read_header(content))
+        except VistokError as error:
+            raise TokenFileError(f"{path}: {error}") from error
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:  # whole, but written wrongly
+            raise TokenFileError(f"{path}: the header of this token file makes no sense ({error!r})") from error
+
+    def _serialised(self) -> list[bytes]:
+        """The pieces of a file, in order."""
+        data, lengths = self._data.detach().cpu(), self.lengths.tolist()
+        if self.is_continuous:
+            if data.dtype == torch.float64:
+                raise VistokError("a token file holds fp16 or fp32 latents, got float64; convert them first")
+            values = data.float().numpy().astype(_FLOATS[self._kind])
+            rows = [values[row, :length].tobytes() for row, length in enumerate(lengths)]
+        else:
+            rows = _pack(data.numpy(), lengths, self._bits_per_token())
+        offsets, channels = list(accumulate(map(len, rows), initial=0)), self._channels
+        _check_expansion(lengths, self._kind, channels, offsets[-1])
+        header = dict(
+            zip(_HEADER_KEYS, (self._kind, channels, lengths, offsets, list(map(zlib.crc32, rows))), strict=True)
+        )
+        header |= {"codebook_size": self.codebook_size, **{name: getattr(self, name) for name in _NAMES}}
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        if len(encoded) > _MAX_HEADER_BYTES:
+            raise VistokError(f"{len(self)} rows are too many for one token file; split them over several")
+        start = _START.pack(_MAGIC, _VERSION, len(encoded))
+        return [start, _CHECKSUM.pack(zlib.crc32(encoded, zlib.crc32(start))), encoded, *rows]
+
+
+# What parts must agree on to be joined.
+_COMMON = {
+    "kind": lambda part: part._key,
+    "codebook size": lambda part: part.codebook_size,
+    "family": lambda part: part.family,
+    "model": lambda part: part.model,
+    "channels": lambda part: tuple(part._data.shape[2:]),
+    "device": lambda part: part.device,
+}
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _extremes(tensor: Tensor) -> tuple[int, int]:
+    """Smallest and largest value, (0, 0) of none, with one wait for the device."""
+    if not tensor.numel():
+        return 0, 0
+    low, high = torch.stack(tensor.aminmax()).tolist()
+    return low, high
+
+
+def _mask(lengths: Tensor, columns: int) -> Tensor:
+    return torch.arange(columns, device=lengths.device) < lengths[:, None]
+
+
+def _cut(data: Tensor, lengths: Tensor) -> Tensor:
+    """0 past each row's length; ``where`` and not a product, as what is cut may be NaN."""
+    mask = _mask(lengths, data.shape[1])
+    return torch.where(mask if data.ndim == 2 else mask[..., None], data, data.new_zeros(()))
+
+
+def _whole_numbers(values: Any, name: str, device: torch.device) -> Tensor:
+    """``values`` as an int64 tensor, if they are whole numbers."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise VistokError(f"{name}: wanted whole numbers, got {values!r}") from error
+    if tensor.numel() and not _is_whole(tensor):
+        raise VistokError(f"{name}: wanted whole numbers, got {tensor.dtype}")
+    return tensor.to(device, torch.int64)
+
+
+def _checked_codebook(size: Any, continuous: bool) -> int | tuple[int, ...] | None:
+    """A codebook size in plain integers, or an error."""
+    if size is None:
+        return None
+    if continuous:
+        raise VistokError(f"continuous tokens have no codebook, got codebook_size={size!r}")
+    several = isinstance(size, (list, tuple))
+    factors = tuple(size) if several else (size,)
+    whole = all(isinstance(factor, (int, np.integer)) and not isinstance(factor, bool) for factor in factors)
+    if not factors or not whole or min(factors) < 1 or math.prod(map(int, factors)) > _MAX_VOCAB_SIZE:
+        raise VistokError(f"codebook_size is a whole number from 1 to 2^62, or a tuple of its factors, got {size!r}")
+    return tuple(map(int, factors)) if several else int(size)
+
+
+def _product(codebook_size: int | tuple[int, ...]) -> int:
+    return math.prod(codebook_size) if isinstance(codebook_size, tuple) else codebook_size
+
+
+def _token_bits(kind: str, vocab_size: int | None, channels: int) -> int:
+    """Bits a token takes in a file: ceil(log2 K), exactly, or its floats."""
+    return (vocab_size - 1).bit_length() if kind == "ids" else channels * _FLOATS[kind].itemsize * 8
+
+
+def _id_type(bits: int) -> np.dtype:
+    """The smallest big-endian integer of at least ``bits`` bits."""
+    return np.dtype(f">u{next(size for size in (1, 2, 4, 8) if size * 8 >= bits)}")
+
+
+def _chunks(num_rows: int, bits_per_row: int) -> Iterator[slice]:
+    """Slices of rows, few enough at a time that a byte for every bit takes little memory."""
+    step = max(1, _WORKING_BITS // max(1, bits_per_row))
+    return (slice(start, start + step) for start in range(0, num_rows, step))
+
+
+def _pack(ids: np.ndarray, lengths: Sequence[int], bits: int) -> list[bytes]:
+    """Packed rows of int64 [B, L]. As ids past a row's length are 0, a row that is cut to whole bytes ends in zeros."""
+    kind, columns, rows = _id_type(bits), ids.shape[1], []
+    for chunk in _chunks(len(ids), columns * bits):
+        whole = ids[chunk].astype(kind)[..., None].view(np.uint8)  # [b, L, bytes]
+        unfolded = np.unpackbits(whole, axis=2)[:, :, kind.itemsize * 8 - bits :]  # [b, L, bits]
+        packed = np.packbits(unfolded.reshape(len(whole), columns * bits), axis=1)
+        rows += [row[: (length * bits + 7) // 8].tobytes() for row, length in zip(packed, lengths[chunk], strict=True)]
+    return rows
+
+
+def _unpack(rows: Sequence[bytes], lengths: Sequence[int], bits: int) -> np.ndarray:
+    """The inverse of ``_pack``: int64 [B, longest length], 0 past a row's length."""
+    kind, columns = _id_type(bits), max(lengths, default=0)
+    ids, width = np.zeros((len(rows), columns), dtype=np.int64), (columns * bits + 7) // 8
+    if not width:
+        return ids
+    for chunk in _chunks(len(rows), columns * bits):
+        packed = np.frombuffer(b"".join(row.ljust(width, b"\0") for row in rows[chunk]), dtype=np.uint8)
+        unfolded = np.unpackbits(packed.reshape(-1, width), axis=1, count=columns * bits)
+        whole = np.zeros((len(unfolded), columns, kind.itemsize * 8), dtype=np.uint8)
+        whole[:, :, kind.itemsize * 8 - bits :] = unfolded.reshape(-1, columns, bits)
+        ids[chunk] = np.packbits(whole, axis=2).view(kind)[:, :, 0]
+    return ids
+
+
+def _read_header(content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """The JSON header of a file, unharmed but not yet trusted, and what follows it."""
+    begin = _START.size + _CHECKSUM.size
+    if not content or content[: len(_MAGIC)] != _MAGIC[: len(content)]:
+        raise TokenFileError("this is not a vistok token file (.vtk)")
+    if len(content) < begin:
+        raise TokenFileError(f"this token file is truncated after {len(content)} bytes")
+    _, version, size = _START.unpack_from(content)
+    if version != _VERSION:
+        raise TokenFileError(
+            f"this token file has the format version {version}, and this vistok reads version {_VERSION}; "
+            "if it was written by a newer vistok, update"
+        )
+    if size > min(_MAX_HEADER_BYTES, len(content) - begin):
+        raise TokenFileError(f"this token file is truncated or damaged: a header of {size} bytes does not fit in it")
+    encoded = content[begin : begin + size]
+    checksum = zlib.crc32(encoded, zlib.crc32(content[: _START.size]))
+    if checksum != _CHECKSUM.unpack_from(content, _START.size)[0]:
+        raise TokenFileError("this token file is damaged: the checksum of its header does not match")
+    return json.loads(encoded), memoryview(content)[begin + size :]
+
+
+def _check_expansion(lengths: Sequence[int], kind: str, channels: int, num_bytes: int) -> None:
+    """Refuse tokens that take far more memory than bytes in a file."""
+    each = 8 if kind == "ids" else max(1, channels) * _FLOATS[kind].itemsize
+    memory = len(lengths) * max(lengths, default=0) * each
+    held = num_bytes + 16 * len(lengths)  # a row has its part of the header too
+    if memory > _FREE_BYTES + _MAX_EXPANSION * held:
+        raise VistokError(
+            f"{len(lengths)} rows padded to {max(lengths)} tokens would take {memory / 1e9:.3g} GB for {held} bytes "
+            "of tokens; a file holds rows of similar lengths"
+        )
+
+
+def _deserialised(header: dict[str, Any], body: memoryview) -> Tokens:
+    """Tokens from an untrusted header and the bytes after it."""
+    kind, channels, lengths, offsets, checksums = (header[key] for key in _HEADER_KEYS)
+    if not all(type(value) is int and value >= 0 for value in (channels, *lengths, *offsets, *checksums)):
+        raise TokenFileError("the header of this token file gives something else than whole numbers")
+    codebook = _checked_codebook(header["codebook_size"], continuous=kind != "ids")
+    bits = _token_bits(kind, _product(codebook) if kind == "ids" else None, channels)
+    if offsets != list(accumulate(((length * bits + 7) // 8 for length in lengths), initial=0)):
+        raise TokenFileError("the header of this token file contradicts itself: offsets and lengths do not agree")
+    if offsets[-1] != len(body):
+        raise TokenFileError(f"this token file is truncated or damaged: {len(body)} of {offsets[-1]} bytes of tokens")
+    _check_expansion(lengths, kind, channels, len(body))
+    rows = [bytes(body[start:end]) for start, end in pairwise(offsets)]
+    for index, (row, checksum) in enumerate(zip(rows, checksums, strict=True)):
+        if zlib.crc32(row) != checksum:
+            raise TokenFileError(f"this token file is damaged: the checksum of row {index} does not match")
+    names = {name: header[name] for name in _NAMES}
+    if kind == "ids":
+        ids = torch.from_numpy(_unpack(rows, lengths, bits))
+        return Tokens(ids=ids, lengths=lengths, codebook_size=codebook, **names)
+    latents = np.zeros((len(rows), max(lengths, default=0), channels), dtype=_FLOATS[kind].newbyteorder("="))
+    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        latents[index, :length] = np.frombuffer(row, dtype=_FLOATS[kind]).reshape(length, channels)
+    return Tokens(latents=torch.from_numpy(latents), lengths=lengths, **names)
