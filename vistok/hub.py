@@ -8,11 +8,14 @@ fly. Loading is strict, and no pickle is ever executed.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vistok.config import from_dict, merge
@@ -136,6 +139,19 @@ def to_published(model: PretrainedModel) -> tuple[dict[str, Tensor], dict[str, A
     raise VistokError(f"{model.name or model.family} has no published layout to be written in; use save_pretrained")
 
 
+def save_published(model: PretrainedModel, path: str | Path) -> None:
+    """Write ``path`` (.safetensors) in the model's published layout, with its configuration beside it as YAML."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise VistokError(f"a published layout is written as .safetensors, got {path}")
+    state, config = to_published(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({key: tensor.contiguous().cpu() for key, tensor in state.items()}, temporary, metadata={"format": "pt"})
+    os.replace(temporary, path)
+    path.with_suffix(".yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or of a plain torch state dict, on the CPU.
 
@@ -144,8 +160,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         if path.suffix not in _TORCH_SUFFIXES:
             raise CheckpointError(f"{path} is not a checkpoint: wanted .safetensors, {', '.join(sorted(_TORCH_SUFFIXES))}")

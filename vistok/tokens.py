@@ -14,6 +14,7 @@ header's CRC also covers the fields before it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -40,7 +41,7 @@ _CHECKSUM = struct.Struct("<I")
 _MAX_HEADER_BYTES = 1 << 28  # millions of rows
 _MAX_VOCAB_SIZE = 1 << 62
 _NAMES = ("family", "model", "weight_hash")
-_HEADER_KEYS = ("kind", "channels", "lengths", "offsets", "checksums")
+_SHORT, _LONG = np.dtype(">u2"), np.dtype(">u8")
 _FLOATS = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
 # A token of a one-word codebook takes no bits, and rows are padded to the longest, so a small file
 # could ask for any amount of memory. It may ask for this much, and this many times its own size.
@@ -129,13 +130,11 @@ class Tokens:
     @property
     def _kind(self) -> str:
         """How a file stores them."""
-        if not self.is_continuous:
-            return "ids"
-        return "fp16" if self.latents.dtype == torch.float16 else "fp32"
+        return "ids" if self.latents is None else "fp16" if self.latents.dtype == torch.float16 else "fp32"
 
     @property
     def _channels(self) -> int:
-        return self.latents.shape[2] if self.is_continuous else 0
+        return 0 if self.latents is None else self.latents.shape[2]
 
     def __len__(self) -> int:
         return self._data.shape[0]
@@ -191,18 +190,16 @@ class Tokens:
         """
         wanted = _whole_numbers(length, "length", self.device)
         if wanted.ndim > 1 or (wanted.ndim == 1 and len(wanted) != len(self)):
-            raise VistokError(f"truncate takes one length or {len(self)}, one for each row, got {list(wanted.shape)}")
-        if _extremes(wanted)[0] < 0:
-            raise VistokError(f"truncate keeps 0 tokens or more, got {_extremes(wanted)[0]}")
+            raise VistokError(
+                f"truncate takes one length or one for each of {len(self)} rows, got {list(wanted.shape)}"
+            )
+        if (shortest := _extremes(wanted)[0]) < 0:
+            raise VistokError(f"truncate keeps 0 tokens or more, got {shortest}")
         lengths = torch.minimum(self.lengths, wanted)
         return self._derived(_cut(self._data[:, : _extremes(lengths)[1]], lengths), lengths)
 
     def pad(self, num_tokens: int) -> Tokens:
-        """More columns, up to ``num_tokens`` in all; the lengths stay.
-
-        Raises:
-            VistokError: there are more columns already.
-        """
+        """More columns, up to ``num_tokens`` in all (an error if there are more already); the lengths stay."""
         missing = num_tokens - self.num_tokens
         if missing < 0:
             raise VistokError(f"cannot pad {self.num_tokens} columns to {num_tokens}; use truncate to have fewer")
@@ -225,16 +222,15 @@ class Tokens:
         The weight hash is kept where all parts have the same.
 
         Raises:
-            VistokError: no parts, or parts of different kinds, codebooks, families, models, latent
-                channels or devices.
+            VistokError: no parts, or parts of different kind, codebook, family, model, channels or device.
         """
         parts = list(parts)
         if not parts:
             raise VistokError("cat takes at least one part, got none")
-        for question, answer in _COMMON.items():
-            answers = {answer(part) for part in parts}
+        for name in ("_kind", "_channels", "codebook_size", "family", "model", "device"):
+            answers = {str(getattr(part, name)) for part in parts}
             if len(answers) > 1:
-                raise VistokError(f"cannot join tokens that differ in {question}: {', '.join(map(str, answers))}")
+                raise VistokError(f"cannot join tokens of different {name.lstrip('_')}: {', '.join(sorted(answers))}")
         columns = max(part.num_tokens for part in parts)
         hashes = {part.weight_hash for part in parts}
         return parts[0]._derived(
@@ -251,10 +247,11 @@ class Tokens:
         Raises:
             IndexError: there is no such row.
         """
-        chosen = np.arange(len(self))[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
+        rows = rows.cpu().numpy() if isinstance(rows, Tensor) else list(rows) if isinstance(rows, tuple) else rows
+        chosen = np.arange(len(self))[rows]
         if chosen.ndim > 1:
             raise IndexError(f"rows are chosen along one axis, got an index of shape {list(chosen.shape)}")
-        index = torch.from_numpy(np.atleast_1d(chosen)).to(self.device)
+        index = torch.from_numpy(np.array(chosen, ndmin=1)).to(self.device)
         return self._derived(self._data[index], self.lengths[index])
 
     def to(self, device: torch.device | str) -> Tokens:
@@ -264,10 +261,8 @@ class Tokens:
     def bits(self) -> Tensor:
         """Bits of every image as a file stores them, without header: float64 [B].
 
-        The length times ceil(log2 K), or times 16 C for fp16 latents and 32 C for all others.
-
-        Raises:
-            VistokError: the codebook size is unknown.
+        The length times ceil(log2 K) (an error if K is unknown), or times 16 C for fp16 latents and
+        32 C for all others.
         """
         return self.lengths.double() * self._bits_per_token()
 
@@ -292,8 +287,7 @@ class Tokens:
     def __repr__(self) -> str:
         shortest, longest = _extremes(self.lengths)
         parts = [f"{self._key} {list(self._data.shape)}", f"lengths {shortest}..{longest}"]
-        parts.append(self._kind if self.is_continuous else f"codebook {self.codebook_size}")
-        parts.append(self.model or self.family)
+        parts += [self._kind if self.is_continuous else f"codebook {self.codebook_size}", self.model or self.family]
         return f"Tokens({', '.join(filter(None, parts))})"
 
     def save(self, path: str | Path) -> None:
@@ -309,16 +303,16 @@ class Tokens:
         content = self._serialised()
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            try:
-                with temporary.open("xb") as file:
-                    file.writelines(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
+                file.writelines(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
         except OSError as error:
             raise TokenFileError(f"cannot write the token file {path}: {error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     @classmethod
     def load(cls, path: str | Path) -> Tokens:
@@ -328,11 +322,9 @@ class Tokens:
             TokenFileError: it cannot be read, is no token file, is of a newer version, or is truncated or damaged.
         """
         try:
-            content = Path(path).read_bytes()
+            return _deserialised(*_read_header(Path(path).read_bytes()))
         except OSError as error:
             raise TokenFileError(f"cannot read the token file {path}: {error}") from error
-        try:
-            return _deserialised(*_read_header(content))
         except VistokError as error:
             raise TokenFileError(f"{path}: {error}") from error
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:  # whole, but written wrongly
@@ -348,28 +340,20 @@ class Tokens:
             rows = [values[row, :length].tobytes() for row, length in enumerate(lengths)]
         else:
             rows = _pack(data.numpy(), lengths, self._bits_per_token())
-        offsets, channels = list(accumulate(map(len, rows), initial=0)), self._channels
-        _check_expansion(lengths, self._kind, channels, offsets[-1])
-        header = dict(
-            zip(_HEADER_KEYS, (self._kind, channels, lengths, offsets, list(map(zlib.crc32, rows))), strict=True)
-        )
-        header |= {"codebook_size": self.codebook_size, **{name: getattr(self, name) for name in _NAMES}}
+        header = {name: getattr(self, name) for name in _NAMES} | {
+            "kind": self._kind,
+            "codebook_size": self.codebook_size,
+            "channels": self._channels,
+            "lengths": lengths,
+            "offsets": list(accumulate(map(len, rows), initial=0)),
+            "checksums": [zlib.crc32(row) for row in rows],
+        }
+        _check_expansion(lengths, self._kind, self._channels, header["offsets"][-1])
         encoded = json.dumps(header, separators=(",", ":")).encode()
         if len(encoded) > _MAX_HEADER_BYTES:
             raise VistokError(f"{len(self)} rows are too many for one token file; split them over several")
         start = _START.pack(_MAGIC, _VERSION, len(encoded))
         return [start, _CHECKSUM.pack(zlib.crc32(encoded, zlib.crc32(start))), encoded, *rows]
-
-
-# What parts must agree on to be joined.
-_COMMON = {
-    "kind": lambda part: part._key,
-    "codebook size": lambda part: part.codebook_size,
-    "family": lambda part: part.family,
-    "model": lambda part: part.model,
-    "channels": lambda part: tuple(part._data.shape[2:]),
-    "device": lambda part: part.device,
-}
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -378,10 +362,7 @@ def _is_whole(tensor: Tensor) -> bool:
 
 def _extremes(tensor: Tensor) -> tuple[int, int]:
     """Smallest and largest value, (0, 0) of none, with one wait for the device."""
-    if not tensor.numel():
-        return 0, 0
-    low, high = torch.stack(tensor.aminmax()).tolist()
-    return low, high
+    return tuple(torch.stack(tensor.aminmax()).tolist()) if tensor.numel() else (0, 0)
 
 
 def _mask(lengths: Tensor, columns: int) -> Tensor:
@@ -428,11 +409,6 @@ def _token_bits(kind: str, vocab_size: int | None, channels: int) -> int:
     return (vocab_size - 1).bit_length() if kind == "ids" else channels * _FLOATS[kind].itemsize * 8
 
 
-def _id_type(bits: int) -> np.dtype:
-    """The smallest big-endian integer of at least ``bits`` bits."""
-    return np.dtype(f">u{next(size for size in (1, 2, 4, 8) if size * 8 >= bits)}")
-
-
 def _chunks(num_rows: int, bits_per_row: int) -> Iterator[slice]:
     """Slices of rows, few enough at a time that a byte for every bit takes little memory."""
     step = max(1, _WORKING_BITS // max(1, bits_per_row))
@@ -441,37 +417,34 @@ def _chunks(num_rows: int, bits_per_row: int) -> Iterator[slice]:
 
 def _pack(ids: np.ndarray, lengths: Sequence[int], bits: int) -> list[bytes]:
     """Packed rows of int64 [B, L]. As ids past a row's length are 0, a row that is cut to whole bytes ends in zeros."""
-    kind, columns, rows = _id_type(bits), ids.shape[1], []
+    kind, columns, rows = _SHORT if bits <= 16 else _LONG, ids.shape[1], []
     for chunk in _chunks(len(ids), columns * bits):
-        whole = ids[chunk].astype(kind)[..., None].view(np.uint8)  # [b, L, bytes]
-        unfolded = np.unpackbits(whole, axis=2)[:, :, kind.itemsize * 8 - bits :]  # [b, L, bits]
-        packed = np.packbits(unfolded.reshape(len(whole), columns * bits), axis=1)
+        part = ids[chunk].astype(kind)
+        whole = np.unpackbits(part.reshape(-1).view(np.uint8)).reshape(*part.shape, kind.itemsize * 8)
+        unfolded = whole[:, :, kind.itemsize * 8 - bits :]  # [b, L, bits]
+        packed = np.packbits(unfolded.reshape(len(unfolded), columns * bits), axis=1)
         rows += [row[: (length * bits + 7) // 8].tobytes() for row, length in zip(packed, lengths[chunk], strict=True)]
     return rows
 
 
 def _unpack(rows: Sequence[bytes], lengths: Sequence[int], bits: int) -> np.ndarray:
     """The inverse of ``_pack``: int64 [B, longest length], 0 past a row's length."""
-    kind, columns = _id_type(bits), max(lengths, default=0)
+    kind, columns = _SHORT if bits <= 16 else _LONG, max(lengths, default=0)
     ids, width = np.zeros((len(rows), columns), dtype=np.int64), (columns * bits + 7) // 8
-    if not width:
-        return ids
-    for chunk in _chunks(len(rows), columns * bits):
+    for chunk in _chunks(len(rows) if width else 0, columns * bits):
         packed = np.frombuffer(b"".join(row.ljust(width, b"\0") for row in rows[chunk]), dtype=np.uint8)
         unfolded = np.unpackbits(packed.reshape(-1, width), axis=1, count=columns * bits)
         whole = np.zeros((len(unfolded), columns, kind.itemsize * 8), dtype=np.uint8)
         whole[:, :, kind.itemsize * 8 - bits :] = unfolded.reshape(-1, columns, bits)
-        ids[chunk] = np.packbits(whole, axis=2).view(kind)[:, :, 0]
+        ids[chunk] = np.packbits(whole).view(kind).reshape(-1, columns)
     return ids
 
 
 def _read_header(content: bytes) -> tuple[dict[str, Any], memoryview]:
     """The JSON header of a file, unharmed but not yet trusted, and what follows it."""
     begin = _START.size + _CHECKSUM.size
-    if not content or content[: len(_MAGIC)] != _MAGIC[: len(content)]:
-        raise TokenFileError("this is not a vistok token file (.vtk)")
-    if len(content) < begin:
-        raise TokenFileError(f"this token file is truncated after {len(content)} bytes")
+    if len(content) < begin or not content.startswith(_MAGIC):
+        raise TokenFileError("this is not a vistok token file (.vtk), or no more than the first bytes of one")
     _, version, size = _START.unpack_from(content)
     if version != _VERSION:
         raise TokenFileError(
@@ -501,7 +474,8 @@ def _check_expansion(lengths: Sequence[int], kind: str, channels: int, num_bytes
 
 def _deserialised(header: dict[str, Any], body: memoryview) -> Tokens:
     """Tokens from an untrusted header and the bytes after it."""
-    kind, channels, lengths, offsets, checksums = (header[key] for key in _HEADER_KEYS)
+    kind, channels = header["kind"], header["channels"]
+    lengths, offsets, checksums = header["lengths"], header["offsets"], header["checksums"]
     if not all(type(value) is int and value >= 0 for value in (channels, *lengths, *offsets, *checksums)):
         raise TokenFileError("the header of this token file gives something else than whole numbers")
     codebook = _checked_codebook(header["codebook_size"], continuous=kind != "ids")

@@ -235,7 +235,7 @@ def _loss_config(case: GoldenCase) -> TokenizerLossConfig:
         reconstruction_weight=losses.get("reconstruction_weight", 1.0),
         perceptual=losses.get("perceptual_loss", ""),
         perceptual_weight=losses.get("perceptual_weight", 0.0),
-        perceptual_pretrained=False,
+        pretrained=False,
         quantizer_weight=losses.get("quantizer_weight", 1.0),
         kl_weight=losses.get("kl_weight", 0.0),
         logvar=losses.get("logvar_init", 0.0),

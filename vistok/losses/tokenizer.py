@@ -29,7 +29,6 @@ class TokenizerLossConfig:
         reconstruction_weight: of the term above.
         perceptual: see ``PerceptualLoss``; "" for none.
         perceptual_weight: of the perceptual term.
-        perceptual_pretrained: False leaves the perceptual networks random (tests).
         quantizer_weight: of the quantizer's own losses.
         kl_weight: of a Gaussian bottleneck's divergence, summed over all latents, by image.
         logvar: the reconstruction is divided by exp of this (VAE recipes).
@@ -38,13 +37,13 @@ class TokenizerLossConfig:
         lecam_weight: of the discriminator's LeCam term.
         proxy: MaskGIT-VQGAN weights (name, hub id or path) whose codes are the targets of a model
             with the head ``proxy``.
+        pretrained: False leaves the helping networks (perceptual, proxy, text) random: tests and dry runs.
     """
 
     reconstruction: Literal["l2", "l1", "l2+l1"] = "l2"
     reconstruction_weight: float = 1.0
     perceptual: str = ""
     perceptual_weight: float = 0.0
-    perceptual_pretrained: bool = True
     quantizer_weight: float = 1.0
     kl_weight: float = 1e-6
     logvar: float = 0.0
@@ -52,6 +51,7 @@ class TokenizerLossConfig:
     adversarial_start: int = 0
     lecam_weight: float = 0.001
     proxy: str = "maskgit_vqgan.imagenet"
+    pretrained: bool = True
 
     def __post_init__(self) -> None:
         if self.perceptual_weight and not self.perceptual:
@@ -70,7 +70,7 @@ class TokenizerLoss(nn.Module):
         self.config = config
         uses_perceptual = config.perceptual and config.perceptual_weight
         self.perceptual = (
-            PerceptualLoss(config.perceptual, pretrained=config.perceptual_pretrained) if uses_perceptual else None
+            PerceptualLoss(config.perceptual, pretrained=config.pretrained) if uses_perceptual else None
         )
         self.discriminator = PatchDiscriminator() if config.adversarial_weight else None
         self.lecam = LeCam() if config.adversarial_weight else None

@@ -1,0 +1,396 @@
+"""``vistok ...``: a thin door to the library's functions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vistok.errors import VistokError
+
+_MODEL_HELP = "a registered name (vistok models), a Hugging Face id, or a folder or file on this machine"
+_DATA_HELP = "folder:PATH, emoji:, emoji:CATEGORY, photos:, wds:PATTERN, hfds:NAME or random:COUNT"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status. Errors of users' making are one clear line (``--debug`` shows more)."""
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        result = args.run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except (VistokError, OSError) as error:
+        if args.debug:
+            raise
+        if args.json:
+            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        print(f"vistok: error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(result, indent=2, default=str))
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="vistok",
+        description="One-dimensional and variable-length image tokenizers: load, train, measure, generate, search.",
+        epilog="Start with: vistok models; vistok info titok_l32.imagenet; vistok COMMAND --help",
+    )
+    parser.set_defaults(json=False, debug=False, verbose=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    sub = _command(commands, "models", _models, "list registered models", "vistok models 'titok_*' --kind tokenizer")
+    sub.add_argument("pattern", nargs="?", default="*", help="a glob over names (default: all)")
+    sub.add_argument("--kind", choices=("tokenizer", "generator"), help="only this kind")
+    sub.add_argument("--all", action="store_true", help="also published models that this version cannot build yet")
+
+    sub = _command(commands, "info", _info, "what is known about a model or a .vtk file", "vistok info titok_s128.imagenet")
+    sub.add_argument("what", help=f"{_MODEL_HELP}; or a .vtk token file")
+
+    sub = _command(
+        commands,
+        "convert",
+        _convert,
+        "convert a checkpoint between published layouts and vistok's",
+        "vistok convert tokenizer_titok_l32.bin titok_l32/\n  vistok convert titok_l32/ titok_l32.safetensors --to published",
+    )
+    sub.add_argument("source", help=_MODEL_HELP)
+    sub.add_argument("target", type=Path, help="a folder (vistok layout) or a .safetensors file (published layout)")
+    sub.add_argument("--to", choices=("vistok", "published"), default="vistok", help="layout to write (default: vistok)")
+
+    sub = _command(
+        commands,
+        "reconstruct",
+        _reconstruct,
+        "originals and reconstructions in one picture",
+        "vistok reconstruct cat.jpg dog.png --model titok_l32.imagenet --out grid.png",
+    )
+    _add_images(sub)
+    sub.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="the picture to write (%(default)s)")
+    sub.add_argument("--lengths", type=_numbers, help="token counts to show, as 1,4,16,32 (ordered tokenizers only)")
+
+    sub = _command(
+        commands, "encode", _encode, "pictures to a .vtk token file", "vistok encode photos/ --model runs/tiny/final --out photos.vtk"
+    )
+    _add_images(sub)
+    sub.add_argument("--out", type=Path, required=True, help="the .vtk file to write")
+    sub.add_argument("--length", type=int, help="keep this many leading tokens (ordered tokenizers only)")
+
+    sub = _command(
+        commands, "decode", _decode, "a .vtk token file to pictures", "vistok decode photos.vtk --model runs/tiny/final --out decoded/"
+    )
+    sub.add_argument("tokens", type=Path, help="a .vtk file")
+    _add_model(sub)
+    sub.add_argument("--out", type=Path, required=True, help="folder for the PNG files")
+    sub.add_argument("--length", type=int, help="decode only this many leading tokens (ordered tokenizers only)")
+
+    sub = _command(
+        commands,
+        "train",
+        _train,
+        "run a training configuration; resumes where it stopped",
+        "vistok train configs/titok/tiny.yaml steps=200 optimizer.lr=1e-3\n"
+        "  accelerate launch train/tokenizer.py configs/titok/tiny.yaml     # several processes",
+    )
+    sub.add_argument("config", type=Path, help="a YAML file; see configs/")
+    sub.add_argument("overrides", nargs="*", help="a.b=value, read as YAML")
+    sub.add_argument("--fresh", action="store_true", help="start anew instead of resuming; the run's checkpoints are removed")
+    sub.add_argument("--dry-run", action="store_true", help="two small steps on random pictures, offline")
+
+    sub = _command(commands, "eval", None, "measure models", "vistok eval recon --model runs/tiny/final --data emoji:")
+    measures = sub.add_subparsers(metavar="WHAT", required=True)
+    sub = _command(
+        measures,
+        "recon",
+        _eval_recon,
+        "reconstruction: PSNR, SSIM, LPIPS, Frechet distance, codebook, speed",
+        "vistok eval recon --model titok_s128.imagenet --data folder:imagenet/val --json-file result.json",
+    )
+    from vistok.metrics.command import add_reconstruction_arguments
+
+    add_reconstruction_arguments(sub, model_help=_MODEL_HELP, data_help=_DATA_HELP)
+
+    sub = _command(commands, "doctor", _doctor, "check this installation", "vistok doctor")
+
+    sub = _command(
+        commands, "demo", _demo, "train, measure, generate and search on the embedded emoji; one report", "vistok demo --out outputs/demo"
+    )
+    sub.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder of the report (%(default)s)")
+    sub.add_argument("--quick", action="store_true", help="a few steps only: shows that all of it runs")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], Any] | None, text: str, example: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if run is not None:
+        parser.set_defaults(run=run)
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+        parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+        parser.add_argument("--verbose", action="store_true", help="log what is being done")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help=_MODEL_HELP)
+    parser.add_argument("--device", default="", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    parser.add_argument("--batch-size", type=_positive, default=16, help="images at a time (%(default)s)")
+    parser.add_argument("--caption", default="", help="text for models that decode with text (one for all images)")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", help="picture files or folders of any size and format")
+    _add_model(parser)
+    parser.add_argument(
+        "--crop", default="center", choices=("center", "arc", "squash", "pad"), help="how pictures become square (%(default)s)"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number of 1 or more is wanted, got {text!r}")
+    return int(text)
+
+
+def _numbers(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    if not args.json:
+        print(text)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name and name.split(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise VistokError(f"--device {name}: torch sees no CUDA device here; leave --device away to use the CPU")
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(args: argparse.Namespace) -> Any:
+    from vistok.hub import from_pretrained
+    from vistok.models.base import Tokenizer
+
+    model = from_pretrained(args.model, device=_device(args.device))
+    if not isinstance(model, Tokenizer):
+        raise VistokError(f"{args.model} is a {type(model).__name__}, and this command takes a tokenizer")
+    return model
+
+
+def _condition(model: Any, caption: str, count: int) -> Any:
+    if not model.conditional:
+        return None
+    from vistok.models.text import ClipTextFeatures
+
+    return ClipTextFeatures()([caption] * count)
+
+
+def _models(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from vistok.registry import get_card, list_models
+    from vistok.report.table import text_table
+
+    found = [get_card(name) for name in list_models(args.pattern, kind=args.kind, buildable=not args.all)]
+    rows = [
+        [card.name, card.family, card.kind, ", ".join(f"{k} {v:g}" for k, v in card.metrics.items()), card.licence, card.hub_id]
+        for card in found
+    ]
+    _say(args, text_table(["name", "family", "kind", "published", "licence", "hub id"], rows))
+    return [_card_dict(card) for card in found]
+
+
+def _card_dict(card: Any) -> dict[str, Any]:
+    from dataclasses import fields
+
+    out = {field.name: getattr(card, field.name) for field in fields(card)}
+    return {key: dict(value) if hasattr(value, "keys") else value for key, value in out.items()} | {"buildable": card.buildable}
+
+
+def _info(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.registry import cards
+
+    if args.what.endswith(".vtk"):
+        from vistok.tokens import Tokens
+
+        tokens = Tokens.load(args.what)
+        lengths = tokens.lengths.tolist()
+        out: dict[str, Any] = {
+            "images": len(tokens),
+            "family": tokens.family,
+            "model": tokens.model,
+            "weight_hash": tokens.weight_hash,
+            "codebook_size": tokens.codebook_size,
+            "tokens_per_image": [min(lengths, default=0), max(lengths, default=0)],
+            "bits_per_image": float(tokens.bits().mean()) if lengths else 0.0,
+        }
+    elif args.what in cards():
+        out = _card_dict(cards()[args.what])
+        if out["buildable"]:
+            out |= _size(args.what)
+    else:
+        from vistok.config import to_dict
+        from vistok.hub import from_pretrained
+
+        model = from_pretrained(args.what)
+        count = sum(tensor.numel() for tensor in model.state_dict().values())
+        out = {"name": model.name, "family": model.family, "values": count, "weight_hash": model.weight_hash()}
+        out["config"] = to_dict(model.config)
+    width = max(map(len, out))
+    _say(args, "\n".join(f"{key:<{width}}  {value}" for key, value in out.items() if value not in ("", {}, [])))
+    return out
+
+
+def _size(name: str) -> dict[str, Any]:
+    """Number of values and tokens of a registered model, without allocating it."""
+    import torch
+
+    from vistok.config import from_dict
+    from vistok.registry import get_card, model_class
+
+    card = get_card(name)
+    cls = model_class(card.family)
+    with torch.device("meta"):
+        model = cls(from_dict(cls.config_class, card.config, where=name))
+    out: dict[str, Any] = {"values": sum(tensor.numel() for tensor in model.state_dict().values())}
+    for key in ("num_tokens", "codebook_size", "ordered", "adaptive", "continuous", "conditional"):
+        if hasattr(model, key):
+            out[key] = getattr(model, key)
+    return out
+
+
+def _convert(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.hub import from_pretrained, save_published
+
+    model = from_pretrained(args.source)
+    if args.to == "vistok":
+        if args.target.suffix or args.target.is_file():
+            raise VistokError(f"the vistok layout is a folder, and {args.target} looks like a file; drop its suffix, or use --to published")
+        model.save_pretrained(args.target)
+    else:
+        save_published(model, args.target)
+    _say(args, f"wrote {args.target} ({model.family}, weights {model.weight_hash()})")
+    return {"target": str(args.target), "family": model.family, "layout": args.to, "weight_hash": model.weight_hash()}
+
+
+def _reconstruct(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.report.reconstruction import reconstruction_grid
+
+    model = _load(args)
+    names, images = _read_images(args, model)
+    condition = _condition(model, args.caption, len(images))
+    grid, rows = reconstruction_grid(model, images, lengths=args.lengths, names=names, condition=condition, batch_size=args.batch_size)
+    _save_picture(grid, args.out)
+    for row in rows:
+        _say(args, f"{row['name']}: " + ", ".join(f"{length} tokens {value:.2f} dB" for length, value in row["psnr"].items()))
+    _say(args, f"wrote {args.out} ({args.crop} crop to {model.image_size} pixels)")
+    return {"out": str(args.out), "crop": args.crop, "image_size": model.image_size, "images": rows}
+
+
+def _read_images(args: argparse.Namespace, model: Any) -> tuple[list[str], Any]:
+    from vistok.data import load_images
+    from vistok.data.images import image_files
+
+    paths: list[Path] = []
+    for text in args.images:
+        path = Path(text)
+        paths += image_files(path) if path.is_dir() else [path]
+    if not paths:
+        raise VistokError(f"there are no pictures in {', '.join(args.images)}")
+    return [path.name for path in paths], load_images(paths, like=model, crop=args.crop)
+
+
+def _save_picture(image: Any, path: Path) -> None:
+    from vistok.report.grid import save_image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(image, path)
+
+
+def _encode(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.tokens import Tokens
+
+    model = _load(args)
+    names, images = _read_images(args, model)
+    parts = [model.encode(part, length=args.length).to("cpu") for part in images.split(args.batch_size)]
+    tokens = Tokens.cat(parts)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    tokens.save(args.out)
+    size = args.out.stat().st_size
+    _say(args, f"wrote {args.out}: {len(tokens)} images, {tokens.num_tokens} tokens each, {size} bytes")
+    return {"out": str(args.out), "images": names, "tokens": tokens.num_tokens, "bytes": size, "weight_hash": tokens.weight_hash}
+
+
+def _decode(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.tokens import Tokens
+
+    tokens = Tokens.load(args.tokens)
+    model = _load(args)
+    if tokens.weight_hash and tokens.weight_hash != model.weight_hash():
+        print(
+            f"vistok: warning: {args.tokens} was encoded with other weights ({tokens.model} {tokens.weight_hash}) "
+            f"than {args.model} has ({model.weight_hash()})",
+            file=sys.stderr,
+        )
+    if args.length is not None:
+        tokens = tokens.truncate(args.length)
+    args.out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for part in tokens.split(args.batch_size):
+        for image in model.decode(part, condition=_condition(model, args.caption, len(part))):
+            path = args.out / f"{len(written):05d}.png"
+            _save_picture(image, path)
+            written.append(str(path))
+    _say(args, f"wrote {len(written)} pictures to {args.out}")
+    return {"out": str(args.out), "pictures": written}
+
+
+def _train(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.training import train
+
+    result = train(args.config, args.overrides, resume=not args.fresh, dry_run=args.dry_run)
+    _say(args, f"step {result.step}; {'dry run: nothing was kept' if args.dry_run else result.folder}")
+    return {"step": result.step, "folder": str(result.folder), "metrics": result.metrics}
+
+
+def _eval_recon(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.metrics.command import run_reconstruction
+
+    return run_reconstruction(args, device=_device(args.device), say=lambda text: _say(args, text))
+
+
+def _doctor(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.doctor import examine
+
+    report = examine()
+    for line in report["lines"]:
+        _say(args, line)
+    return report
+
+
+def _demo(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.demo import run_demo
+
+    return run_demo(args.out, quick=args.quick)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,114 @@
+"""Where the members of a tar file lie, without unpacking it.
+
+Reads ustar, GNU and pax headers, as ``tarfile`` does (the oracle of its tests), but ten times as
+fast: ImageNet in shards has 2.5 million members, and every process indexes them when it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from vistok.errors import DataError
+
+_BLOCK = 512
+_MAX_HEADER_DATA = 1 << 20  # of a long name or pax record; more is not a header but damage
+_ZEROS = bytes(_BLOCK)
+
+
+def tar_members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of every ordinary file in an open, uncompressed tar.
+
+    The position of ``file`` may be moved between two members.
+
+    Args:
+        file: opened for reading bytes.
+        path: what errors call it.
+    Raises:
+        DataError: compressed, truncated, damaged, or no tar at all.
+    """
+    end = file.seek(0, 2)
+    offset, long_name, size_in_pax = 0, "", -1
+    while offset < end:
+        file.seek(offset)
+        header = file.read(_BLOCK)
+        if header == _ZEROS:
+            return
+        _check_header(header, offset, path)
+        kind, start = header[156:157], offset + _BLOCK
+        # Links and folders may state a size, but no data follows them.
+        size = 0 if kind in b"123456" and kind != b"\0" else _number(header[124:136], path)
+        if size_in_pax >= 0 and kind in b"\x0007":
+            size = size_in_pax
+        offset = start + -(-size // _BLOCK) * _BLOCK
+        if start + size > end:
+            raise DataError(f"the tar file {path} is truncated: {start + size} bytes are announced, {end} are there")
+        if kind in b"Lxg":
+            if size > _MAX_HEADER_DATA:
+                raise DataError(f"the tar file {path} is damaged: a header of {size} bytes at {start}")
+            data = file.read(size)
+            if kind == b"L":
+                long_name = _text(data.rstrip(b"\0"))
+            elif kind == b"x":
+                records = _pax_records(data, path)
+                long_name = records.get("path", long_name)
+                size_in_pax = int(records.get("size", -1))
+            continue
+        if kind in b"\x0007":
+            yield long_name or _short_name(header), start, size
+        long_name, size_in_pax = "", -1
+
+
+def _check_header(header: bytes, offset: int, path: Path) -> None:
+    if len(header) < _BLOCK:
+        raise DataError(f"the tar file {path} is truncated in a header at {offset}")
+    try:
+        checksum = int(header[148:156].split(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        checksum = -1
+    # The checksum is taken with its own eight bytes as spaces.
+    if checksum != sum(header) - sum(header[148:156]) + 8 * 32:
+        compressed = (
+            header[:2] == b"\x1f\x8b" or header[:4] in (b"\x28\xb5\x2f\xfd", b"\xfd7zX") or header[:3] == b"BZh"
+        )
+        reason = (
+            "compressed: unpack it to a plain .tar first" if compressed else f"damaged or no tar file (at {offset})"
+        )
+        raise DataError(f"the shard {path} is {reason}")
+
+
+def _number(field: bytes, path: Path) -> int:
+    if field[0] == 0x80:  # GNU: big-endian, for 8 GB and more
+        return int.from_bytes(field[1:], "big")
+    try:
+        return int(field.split(b"\0")[0].strip() or b"0", 8)
+    except ValueError as error:
+        raise DataError(f"the tar file {path} is damaged: {field!r} is no size") from error
+
+
+def _short_name(header: bytes) -> str:
+    name = header[:100].split(b"\0")[0]
+    if header[257:263] == b"ustar\0":  # GNU's own header ("ustar  ") keeps other things here
+        prefix = header[345:500].split(b"\0")[0]
+        name = prefix + b"/" + name if prefix else name
+    return _text(name)
+
+
+def _pax_records(data: bytes, path: Path) -> dict[str, str]:
+    records = {}
+    while data:
+        try:
+            length = int(data.split(b" ", 1)[0])
+            key, _, value = data[:length].split(b" ", 1)[1].partition(b"=")
+        except (ValueError, IndexError) as error:
+            raise DataError(f"the tar file {path} has a damaged pax header") from error
+        if length <= 0:
+            raise DataError(f"the tar file {path} has a damaged pax header")
+        records[_text(key)] = _text(value.rstrip(b"\n"))
+        data = data[length:].lstrip(b"\0")
+    return records
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")

@@ -1,0 +1,216 @@
+"""Generators that write tokens in order: generation over a KV cache, and rollouts that a search can branch.
+
+A ``Rollout`` is a batch of unfinished rows whose past is computed once. Rows are extended, reordered
+and branched; the cache follows, and no prefix is ever read twice.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vistok.generate.base import Generator, GenerationResult, evaluating
+from vistok.generate.kv_cache import KVCache
+from vistok.generate.sampling import Drawn, SamplingConfig, row_noise
+from vistok.tokens import Tokens
+
+
+class AutoregressiveGenerator(Generator):
+    """A generator of tokens in order. A family implements the abstract methods below besides the contract's."""
+
+    autoregressive = True
+
+    @property
+    @abstractmethod
+    def draws_per_token(self) -> int:
+        """How many random numbers a token takes."""
+
+    @abstractmethod
+    def new_cache(self, num_rows: int) -> KVCache:
+        """An empty cache with room for the condition and all tokens but the last, which nothing follows."""
+
+    @abstractmethod
+    def read_condition(self, condition: Any, cache: KVCache) -> Tensor:
+        """Read the condition into an empty cache; the states [B, W] that predict the first token."""
+
+    @abstractmethod
+    def read_tokens(self, ids: Tensor, start: int, cache: KVCache) -> Tensor:
+        """Read ids [B, n], which stand at ``start`` and on; the states [B, n, W] that predict what follows each."""
+
+    @abstractmethod
+    def draw_tokens(
+        self, hidden: Tensor, uniforms: Tensor, sampling: SamplingConfig, *, null_hidden: Tensor | None = None
+    ) -> Drawn:
+        """Draw the next ids [B] from states [B, W], with uniform numbers [B, draws_per_token]."""
+
+    @abstractmethod
+    def score_tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Log-probabilities [B, n] of ids [B, n] under the states [B, n, W] that predict them."""
+
+    @abstractmethod
+    def null_condition(self, condition: Any) -> Any:
+        """The null condition for as many rows."""
+
+    @abstractmethod
+    def join_conditions(self, first: Any, second: Any) -> Any:
+        """The rows of both."""
+
+    def token_noise(self, seeds: Sequence[int]) -> Tensor:
+        """Uniform numbers [B, num_tokens, draws_per_token], a function of each row's seed; token t reads [:, t]."""
+        return row_noise(seeds, (self.num_tokens, self.draws_per_token)).to(self.device)
+
+    @torch.no_grad()
+    def start(self, condition: Any, *, sampling: SamplingConfig | None = None, prefix: Tokens | None = None) -> Rollout:
+        """A rollout with one row a condition.
+
+        Args:
+            condition: as ``generate`` takes it.
+            sampling: how its tokens will be drawn; None is the model's default.
+            prefix: tokens to begin with, one row a condition, all of one length.
+        """
+        encoded = self.encode_condition(condition)
+        self._check_prefix(prefix, len(encoded), self.num_tokens)
+        return Rollout(self, encoded, sampling or self.sampling, prefix=None if prefix is None else prefix.ids)
+
+    def _generate(
+        self,
+        condition: Any,
+        num: int,
+        length: int,
+        prefix: Tokens | None,
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+    ) -> GenerationResult:
+        rollout = Rollout(self, condition, sampling, prefix=None if prefix is None else prefix.ids)
+        rollout.branch(num)
+        rollout.extend(length - rollout.length, self.token_noise(seeds))
+        return GenerationResult(
+            tokens=rollout.tokens(),
+            seeds=tuple(seeds),
+            token_forwards=rollout.token_forwards,
+            log_probs=rollout.log_probs,
+            draw_log_probs=rollout.draw_log_probs,
+        )
+
+
+class Rollout:
+    """Rows of tokens under way.
+
+    Attributes:
+        length: t, tokens of every row so far.
+        token_forwards: positions read so far, counted row by row; guidance counts twice.
+    """
+
+    def __init__(
+        self,
+        model: AutoregressiveGenerator,
+        condition: Any,
+        sampling: SamplingConfig,
+        *,
+        prefix: Tensor | None = None,
+    ) -> None:
+        self.model, self.sampling = model, sampling
+        self.num_rows = len(condition)
+        self.length = 0
+        self.token_forwards = 0
+        shape = (self.num_rows, model.num_tokens)
+        self._ids = torch.zeros(shape, dtype=torch.int64, device=model.device)
+        self._log_probs = torch.zeros(2, *shape, device=model.device)  # the model's, and of the draws
+        if sampling.guided:
+            condition = model.join_conditions(condition, model.null_condition(condition))
+        self._cache = model.new_cache(len(condition))
+        with torch.no_grad(), evaluating(model):
+            self._hidden: Tensor | None = model.read_condition(condition, self._cache)
+        self.token_forwards += len(condition) * self._cache.length
+        if prefix is not None and prefix.shape[1]:
+            self._start_from(prefix.to(model.device))
+
+    @property
+    def ids(self) -> Tensor:
+        """int64 [B, t]."""
+        return self._ids[:, : self.length]
+
+    @property
+    def log_probs(self) -> Tensor:
+        """[B, t]: of each token under the model's conditional distribution."""
+        return self._log_probs[0, :, : self.length]
+
+    @property
+    def draw_log_probs(self) -> Tensor:
+        """[B, t]: of each token under the distribution it was drawn from; 0 in a prefix that was given."""
+        return self._log_probs[1, :, : self.length]
+
+    def tokens(self) -> Tokens:
+        """The rows so far, as ``Tokens`` of the model's tokenizer."""
+        config = self.model.config
+        return Tokens(
+            ids=self.ids.clone(),
+            codebook_size=self.model.codebook_size,
+            family=config.tokenizer_family,
+            model=config.tokenizer_model,
+            weight_hash=config.tokenizer_hash,
+        )
+
+    @torch.no_grad()
+    def extend(self, num_new: int, noise: Tensor) -> None:
+        """Draw ``num_new`` more tokens.
+
+        Args:
+            num_new: 0 or more.
+            noise: uniform numbers [B, num_tokens, draws_per_token]; the token at position t reads ``noise[:, t]``.
+        """
+        with evaluating(self.model):
+            for _ in range(num_new):
+                hidden = self._next_hidden()
+                null = hidden[self.num_rows :] if self.sampling.guided else None
+                drawn = self.model.draw_tokens(
+                    hidden[: self.num_rows], noise[:, self.length], self.sampling, null_hidden=null
+                )
+                self._ids[:, self.length] = drawn.indices
+                self._log_probs[0, :, self.length] = drawn.log_probs
+                self._log_probs[1, :, self.length] = drawn.draw_log_probs
+                self.length += 1
+                self._hidden = None  # read when a further token is wanted, so the last one never is
+
+    @torch.no_grad()
+    def select(self, rows: Tensor) -> None:
+        """Row i becomes a copy of the old row ``rows[i]``; there may be more or fewer rows than before."""
+        rows = rows.to(self._ids.device)
+        cached = torch.cat([rows, rows + self.num_rows]) if self.sampling.guided else rows
+        self._cache.reorder(cached)
+        if self._hidden is not None:
+            self._hidden = self._hidden[cached]
+        self._ids, self._log_probs = self._ids[rows], self._log_probs[:, rows]
+        self.num_rows = len(rows)
+
+    def branch(self, num: int) -> None:
+        """Every row ``num`` times, copies of a row side by side."""
+        if num != 1:
+            self.select(torch.arange(self.num_rows).repeat_interleave(num))
+
+    def _next_hidden(self) -> Tensor:
+        if self._hidden is None:
+            last = self._ids[:, self.length - 1 : self.length]
+            self._hidden = self._read(last, self.length - 1)[:, -1]
+        return self._hidden
+
+    def _read(self, ids: Tensor, start: int) -> Tensor:
+        if self.sampling.guided:
+            ids = torch.cat([ids, ids])  # both halves read the same tokens, in one batched pass
+        self.token_forwards += ids.numel()
+        return self.model.read_tokens(ids, start, self._cache)
+
+    def _start_from(self, prefix: Tensor) -> None:
+        """All but the last prefix token is read here; the last one when a further token is wanted."""
+        with torch.no_grad(), evaluating(self.model):
+            self._ids[:, : prefix.shape[1]] = prefix
+            states = self._hidden[:, None]
+            if prefix.shape[1] > 1:
+                states = torch.cat([states, self._read(prefix[:, :-1], 0)], dim=1)
+            self._log_probs[0, :, : prefix.shape[1]] = self.model.score_tokens(states[: self.num_rows], prefix)
+        self.length = prefix.shape[1]
+        self._hidden = None

@@ -1,0 +1,83 @@
+"""What is trained: modules, their losses, their data. The loop knows nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from vistok.training.config import OptimizerConfig, TrainConfig
+
+
+class Task(ABC):
+    """One kind of training.
+
+    Attributes:
+        config: of the run.
+        modules: what is trained, by name, in the order of their updates; each has its optimizer.
+        wrapped: the same modules as accelerate prepared them (distributed, compiled); a loss must
+            go through these, so that gradients are averaged.
+        frozen: networks that help and are not trained or saved.
+        extra: small modules with buffers that belong into checkpoints (running averages).
+        averaged: names of the modules that an average is kept of, and that are exported.
+        codebook_size: number of ids, for the codebook's statistics; 0 for none.
+    """
+
+    averaged: tuple[str, ...] = ("model",)
+    codebook_size: int = 0
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.modules: dict[str, nn.Module] = {}
+        self.wrapped: dict[str, nn.Module] = {}
+        self.frozen: dict[str, nn.Module] = {}
+        self.extra: dict[str, nn.Module] = {}
+
+    def optimizer_config(self, name: str) -> OptimizerConfig:
+        """Settings of one module's optimizer."""
+        return self.config.optimizer
+
+    def schedule_steps(self, name: str) -> int:
+        """The horizon of one module's learning rate."""
+        return self.config.steps
+
+    def prepare(self, *, device: torch.device) -> None:  # noqa: B027 - most tasks need nothing here
+        """Called once, after the modules are on their device and before the first step of a fresh run."""
+
+    @abstractmethod
+    def dataset(self, *, train: bool) -> Dataset:
+        """A map-style data set with keys (index, sample seed), whose items ``collate`` puts together."""
+
+    @abstractmethod
+    def collate(self, items: list[Any]) -> dict[str, Any]:
+        """A batch of items; tensors in it are moved to the device."""
+
+    @abstractmethod
+    def phases(self, step: int) -> tuple[str, ...]:
+        """Names of the modules that are updated at this step, in order."""
+
+    @abstractmethod
+    def loss(
+        self, phase: str, batch: dict[str, Any], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one phase on a micro batch, a mean over its items, and its named terms."""
+
+    def codebook_ids(self) -> Tensor | None:
+        """Ids of the last micro batch, for the codebook's statistics."""
+        return None
+
+    def preview(self, batch: dict[str, Any], modules: dict[str, nn.Module]) -> Tensor | None:
+        """A picture [3, H, W] in [0, 1] of what the (averaged) modules make of a batch."""
+        return None
+
+    def evaluate(self, modules: dict[str, nn.Module]) -> dict[str, float]:
+        """Numbers of the (averaged) modules on held-out data."""
+        return {}
+
+    @abstractmethod
+    def export(self, folder: Path, modules: dict[str, nn.Module]) -> None:
+        """Write the (averaged) modules for use."""

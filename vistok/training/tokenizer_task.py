@@ -1,0 +1,202 @@
+"""Training tokenizers: stage 1 (proxy codes), stage 2 (pixels and an adversary), single stage, KL."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from vistok.config import from_dict, to_dict
+from vistok.data import ImageDataset, collate, open_source
+from vistok.errors import ConfigError
+from vistok.hub import create_model, from_pretrained
+from vistok.losses.tokenizer import TokenizerLoss, TokenizerLossConfig
+from vistok.models.base import Tokenizer
+from vistok.registry import model_class
+from vistok.training.config import OptimizerConfig, TrainConfig
+from vistok.training.task import Task
+
+logger = logging.getLogger(__name__)
+
+_LINEAR_FIT_IMAGES = 4096
+_PREVIEW_IMAGES = 8
+
+
+class TokenizerTask(Task):
+    """A tokenizer, and a discriminator where the loss has an adversary.
+
+    Args:
+        config: of the run; ``config.loss`` is a ``TokenizerLossConfig``.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        self.loss_config = from_dict(TokenizerLossConfig, config.loss, where="loss")
+        torch.manual_seed(config.seed)
+        self.model = self._make_model()
+        if config.freeze_encoder:
+            self.model.freeze_encoder()
+        self.losses = TokenizerLoss(self.loss_config)
+        self.modules["model"] = self.model
+        if self.losses.discriminator is not None:
+            self.modules["discriminator"] = self.losses.discriminator
+            self.extra["lecam"] = self.losses.lecam
+        if self.losses.perceptual is not None:
+            self.frozen["perceptual"] = self.losses.perceptual
+        if self._gives_logits:
+            self.frozen["proxy"] = self._load_proxy(self.model)
+        if self.model.conditional:
+            from vistok.models.text import ClipTextFeatures
+
+            self.frozen["text"] = ClipTextFeatures(pretrained=self.loss_config.pretrained)
+        self._ids: Tensor | None = None
+        size = self.model.codebook_size
+        self.codebook_size = math.prod(size) if isinstance(size, tuple) else size or 0
+
+    @property
+    def _gives_logits(self) -> bool:
+        return getattr(self.model.config, "head", "") == "proxy"
+
+    def _make_model(self) -> Tokenizer:
+        config = self.config
+        model = make_model(config.model)
+        if not isinstance(model, Tokenizer):
+            raise ConfigError(f"task: tokenizer trains a tokenizer, and {config.model} is a {type(model).__name__}")
+        if config.init_from:
+            start = from_pretrained(config.init_from)
+            if getattr(model.config, "head", "") == "vqgan" and getattr(start.config, "head", "") == "proxy":
+                start = start.with_pixel_decoder(self._load_proxy(model))
+            model.load_weights(start.state_dict(), where=config.init_from)
+        elif getattr(model.config, "init", "") == "linear":
+            model.fit_linear(self._fitting_images(model.image_size))
+        return model.train()
+
+    def _load_proxy(self, model: Tokenizer) -> Tokenizer:
+        if self.loss_config.pretrained:
+            return from_pretrained(self.loss_config.proxy)
+        return make_model({"family": "maskgit_vqgan", **to_dict(model.config.vqgan)})
+
+    def _fitting_images(self, size: int) -> Tensor:
+        """Training pictures, evenly chosen and mirrored, without any other augmentation."""
+        source = open_source(self.config.data.train, split="train")
+        data = ImageDataset(source, image_size=size, interpolation=self.config.data.interpolation)
+        stride = max(1, len(data) // _LINEAR_FIT_IMAGES)
+        images = torch.stack([data[index]["image"] for index in range(0, len(data), stride)])
+        return torch.cat([images, images.flip(-1)]) if self.config.data.flip else images
+
+    def optimizer_config(self, name: str) -> OptimizerConfig:
+        """The discriminator may have settings of its own."""
+        return (self.config.discriminator or self.config.optimizer) if name == "discriminator" else self.config.optimizer
+
+    def schedule_steps(self, name: str) -> int:
+        """The discriminator's learning rate runs from its start to the end."""
+        late = self.loss_config.adversarial_start if name == "discriminator" else 0
+        return max(1, self.config.steps - late)
+
+    def dataset(self, *, train: bool) -> Dataset:
+        """Pictures of ``data.train`` with augmentation, or of ``data.val`` (its own split by default) without."""
+        data = self.config.data
+        size = data.image_size or self.model.image_size
+        if size != self.model.image_size:
+            raise ConfigError(f"data.image_size is {size}, and the model takes {self.model.image_size} pixels")
+        common = {"image_size": size, "interpolation": data.interpolation, "max_skipped": data.max_skipped}
+        if train:
+            source = open_source(data.train, split="train")
+            return ImageDataset(source, crop=data.crop, flip=data.flip, shift=data.shift, **common)
+        source = open_source(data.val, split="all") if data.val else open_source(data.train, split="val")
+        return ImageDataset(source, crop="center", **common)
+
+    def collate(self, items: list[Any]) -> dict[str, Any]:
+        """See ``vistok.data.collate``."""
+        return collate(items)
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        """The model always; the discriminator once the adversary is on."""
+        return ("model", "discriminator") if self.losses.adversary_is_on(step) else ("model",)
+
+    def loss(
+        self, phase: str, batch: dict[str, Any], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's loss, or the discriminator's on the same, detached reconstruction."""
+        images = batch["image"]
+        if phase == "discriminator":
+            logits = self.wrapped["discriminator"](torch.cat([images, batch["reconstruction"]]))
+            return self.losses.discriminate(*logits.chunk(2))
+        text = self.frozen["text"](batch["caption"]) if "text" in self.frozen else None
+        kwargs = {} if text is None else {"text": text}
+        outputs = self.wrapped["model"](images, generator=generator, **kwargs)
+        self._ids = outputs.get("ids")
+        codes = None
+        if self._gives_logits:
+            with torch.no_grad():
+                codes = self.frozen["proxy"].encode(images).ids
+        else:
+            batch["reconstruction"] = outputs["reconstruction"].detach().float()  # for the discriminator
+        return self.losses.generator(outputs, images, step, codes=codes)
+
+    def codebook_ids(self) -> Tensor | None:
+        """Ids [B, N] of the last micro batch."""
+        return self._ids
+
+    @torch.no_grad()
+    def preview(self, batch: dict[str, Any], modules: dict[str, nn.Module]) -> Tensor | None:
+        """Originals above reconstructions (of all tokens, and of a quarter and a few where ordered)."""
+        if self._gives_logits:
+            return self._preview_logits(batch, modules)
+        model = modules["model"]
+        images = batch["image"][:_PREVIEW_IMAGES]
+        text = self.frozen["text"](batch["caption"][:_PREVIEW_IMAGES]) if "text" in self.frozen else None
+        tokens = model.encode(images)
+        lengths = [model.num_tokens]
+        if model.ordered:
+            lengths = sorted({max(1, model.num_tokens // part) for part in (16, 4, 1)})
+        rows = [images.float().cpu()]
+        for length in lengths:
+            part = tokens.truncate(length) if length < model.num_tokens else tokens
+            rows.append(model.decode(part, condition=text).cpu())
+        return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+
+    def _preview_logits(self, batch: dict[str, Any], modules: dict[str, nn.Module]) -> Tensor:
+        """A stage-1 model's likeliest proxy codes, decoded by the proxy, below the originals."""
+        model, proxy = modules["model"], self.frozen["proxy"]
+        images = batch["image"][:_PREVIEW_IMAGES]
+        tokens = model.encode(images)
+        logits = model.decode_features(model.quantizer.lookup(tokens.ids.to(images.device)))
+        decoded = proxy.decode_latents(proxy.quantizer.lookup(logits.argmax(dim=-1))).clamp(0.0, 1.0)
+        return torch.cat([torch.cat(list(row.float().cpu()), dim=2) for row in (images, decoded)], dim=1)
+
+    def evaluate(self, modules: dict[str, nn.Module]) -> dict[str, float]:
+        """PSNR on up to 256 held-out pictures, at full length."""
+        from vistok.metrics.pixel import psnr
+
+        if self._gives_logits:
+            return {}
+        model, data = modules["model"], self.dataset(train=False)
+        values = []
+        for start in range(0, min(len(data), 256), 32):
+            batch = collate([data[index] for index in range(start, min(start + 32, len(data), 256))])
+            images = batch["image"].to(model.device)
+            text = self.frozen["text"](batch["caption"]) if "text" in self.frozen else None
+            values.append(psnr(model.decode(model.encode(images), condition=text), images))
+        return {"psnr": float(torch.cat(values).mean())}
+
+    def export(self, folder: Path, modules: dict[str, nn.Module]) -> None:
+        """``save_pretrained`` of the averaged model."""
+        modules["model"].save_pretrained(folder)
+
+
+def make_model(spec: dict[str, Any]) -> Any:
+    """A fresh model from a registered ``name`` or a ``family``, and differences from its configuration."""
+    rest = _without_name(spec)
+    if "name" in spec:
+        return create_model(spec["name"], **rest)
+    return model_class(spec["family"]).from_config(rest)
+
+
+def _without_name(spec: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key not in ("name", "family")}
