@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from vistok.data import load_images, read_image
+from vistok.data.images import image_files
 from vistok.errors import DataError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -54,6 +55,7 @@ def test_exif_orientation(tmp_path, orientation, size, top_left, top_right):
     assert _near(image.getpixel((size[0] - 2, 1)), top_right)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_does_not_lose_the_picture(tmp_path):
     _corners().save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage")
     assert read_image(tmp_path / "a.jpg").size == (16, 8)
@@ -168,6 +170,13 @@ def test_missing_file_and_folder(tmp_path):
         read_image(tmp_path / "nothing.png")
     with pytest.raises(DataError, match="folder:"):
         read_image(tmp_path)
+
+
+def test_image_files(tmp_path):
+    for name in ("b.PNG", "a/c.jpg", ".x.png", ".y/z.png", "a/note.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert image_files(tmp_path) == [tmp_path / "a/c.jpg", tmp_path / "b.PNG"]
 
 
 def test_load_images_stacks_paths_and_pictures(tmp_path):

@@ -29,7 +29,7 @@ def test_embedded_sets(spec, count, classes):
     names = [{source.name(index) for index in range(len(source))} for source in (whole, train, val)]
     assert len(names[0]) == count
     assert names[1] | names[2] == names[0] and not names[1] & names[2]
-    assert 0.05 < len(val) / count < 0.2
+    assert 0.08 < len(val) / count < 0.12 or count < 200  # small parts vary
     assert train.classes == val.classes == whole.classes
     assert {whole.label(index) for index in range(count)} == set(range(classes))
     assert len({source.listing_hash() for source in (whole, train, val)}) == 3

@@ -52,7 +52,7 @@ def test_arc_halves_first():
     image = _noise(128, 160)
     blocks = np.asarray(image, dtype=float).reshape(40, 4, 32, 4, 3).mean(axis=(1, 3))
     result = np.asarray(crop_image(image, 32, crop="arc"), dtype=float)
-    assert np.abs(result - blocks[4:36]).max() <= 1.5  # two roundings to 8 bits
+    assert np.abs(result - blocks[4:36]).max() <= 2  # four roundings to 8 bits, of half a step each
     assert np.abs(np.asarray(crop_image(image, 32), dtype=float) - blocks[4:36]).max() > 10
 
 

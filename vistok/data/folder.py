@@ -14,13 +14,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from vistok.data.images import read_image
+from vistok.data.images import IMAGE_SUFFIXES, read_image
 from vistok.data.sources import BaseSource, NoValSplitError, Split
 from vistok.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 _SPLITS = ("train", "val")
 
 
@@ -67,7 +66,7 @@ class FolderSource(BaseSource):
         self._files.sort()
         if not self._files:
             where = ", ".join(map(str, roots))
-            raise DataError(f"there are no pictures in {where}; looked for {', '.join(EXTENSIONS)} at any depth")
+            raise DataError(f"there are no pictures in {where}; looked for {', '.join(IMAGE_SUFFIXES)} at any depth")
         # Both parts count, so that train and val agree on the numbers even where one lacks a class.
         super().__init__(f"folder:{path}", tuple(sorted({name for root in class_roots for name in _class_names(root)})))
         self._depth = 1 if divided else 0
@@ -105,7 +104,7 @@ class FolderSource(BaseSource):
             for file in files:
                 relative = file if start == "." else f"{start}/{file}"
                 stem, extension = os.path.splitext(relative)
-                if extension.lower() in EXTENSIONS:
+                if extension.lower() in IMAGE_SUFFIXES:
                     self._files.append(relative)
                     stems.add(stem)
                 elif extension == ".txt":
@@ -134,7 +133,7 @@ def _holds_picture(folder: str) -> bool:
 
 
 def _is_picture(file: str) -> bool:
-    return os.path.splitext(file)[1].lower() in EXTENSIONS
+    return os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:

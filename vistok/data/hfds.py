@@ -47,7 +47,7 @@ class HfdsSource(BaseSource):
         spec: what it was opened from.
         hf_split: a split in the language of ``datasets``, as in ``train`` or ``test[:500]``.
         image: the column of pictures.
-        label: the column of class numbers; ignored where the set has none of that name.
+        label: the column of class numbers; "" for ``label`` if there is such a column, else for none.
         caption: the column of captions; "" for none.
     Raises:
         DataError: it cannot be loaded (unknown name, no network), or has no such column.
@@ -55,23 +55,30 @@ class HfdsSource(BaseSource):
     """
 
     def __init__(
-        self, name: str, *, spec: str, hf_split: str, image: str = "image", label: str = "label", caption: str = ""
+        self, name: str, *, spec: str, hf_split: str, image: str = "image", label: str = "", caption: str = ""
     ) -> None:
         require("datasets", extra="data", purpose="reading Hugging Face data sets")
         from timm.data.readers.reader_factory import create_reader
 
         try:
-            self._reader = create_reader(f"hfds/{name}", split=hf_split, input_key=image, target_key=label)
+            self._reader = create_reader(f"hfds/{name}", split=hf_split, input_key=image, target_key=label or "label")
         except Exception as error:  # of datasets, huggingface_hub, the network or the file system
             raise DataError(f"cannot open {spec!r}: {type(error).__name__}: {error}") from error
         super().__init__(spec, tuple(self._reader.class_to_idx))
         self._rows, self._image_column, self._caption_column = self._reader.dataset, image, caption
-        columns = self._rows.column_names
-        if caption and caption not in columns:
-            raise DataError(f"{spec!r}: there is no column {caption!r}; {nearest(caption, columns)}")
+        columns = [column for column in self._rows.column_names if column != image]
+        table = self._rows.data
+        # timm's cast makes up a column of nothing where the one that is asked for is missing.
+        if len(table) and table.column(image).null_count == len(table):
+            raise _no_column(spec, "image", image, columns)
+        for option, column in (("label", label), ("caption", caption)):
+            if column and column not in columns:
+                raise _no_column(spec, option, column, columns)
+        # A set without labels need not say so, but a label that is asked for must be there.
+        label = label or ("label" if "label" in columns else "")
         self._id = f"{name}/{hf_split}"
         # Without the picture, so that a label or caption does not read it.
-        self._labels = self._rows.select_columns([label]) if label in columns else None
+        self._labels = self._rows.select_columns([label]) if label else None
         self._captions = self._rows.select_columns([caption]) if caption else None
         self._label_column = label
 
@@ -110,6 +117,14 @@ def _find_split(name: str, split: Split, spec: str) -> str:
             f"{spec!r} has no {split} split but {', '.join(names)}; name one, as in 'hfds:{name}?split={names[0]}'"
         )
     return found
+
+
+def _no_column(spec: str, option: str, column: str, columns: list[str]) -> DataError:
+    join = "&" if "?" in spec else "?"
+    return DataError(
+        f"{spec!r}: there is no column {column!r} for the {option}, but {', '.join(columns) or 'no other'}; "
+        f"name one, as in '{spec}{join}{option}=COLUMN'"
+    )
 
 
 def _cell_file(cell: Any, name: str) -> io.BytesIO | str:

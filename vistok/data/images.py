@@ -24,6 +24,7 @@ from vistok.errors import DataError
 if TYPE_CHECKING:
     from vistok.models.base import Tokenizer
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 # Only raster formats: Pillow would start Ghostscript for an EPS file.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _EXIF_ORIENTATION = 0x0112
@@ -133,6 +134,12 @@ def load_images(
         sizes = sorted({f"{picture.width}x{picture.height}" for picture in pictures})
         raise DataError(f"pictures of different sizes ({', '.join(sizes)}) do not make a batch; give size= or like=")
     return torch.stack([to_tensor(picture) for picture in pictures])  # [B, 3, H, W]
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """Paths of the pictures below a folder, sorted; told by their suffixes, hidden ones left out."""
+    found = (path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 
 @cache

@@ -15,23 +15,23 @@ import glob
 import io
 import json
 import logging
+import mmap
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image
 
 from vistok.data.images import read_image
 from vistok.data.sources import BaseSource, NoValSplitError, Split
-from vistok.data.tar_index import tar_members
+from vistok.data.tar_index import mapped, tar_members
 from vistok.errors import DataError, require
 
 logger = logging.getLogger(__name__)
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")
 _CAPTIONS = ("txt", "json")
-_MAX_LABEL_FILE = 1 << 20
 _MAX_CLASSES = 1 << 20
 
 Member = tuple[int, int]  # offset, size
@@ -105,21 +105,18 @@ class WdsSource(BaseSource):
         base_plus_ext: Callable[[str], tuple[str | None, str | None]]
         base_plus_ext = require("webdataset.tariterators", extra="data", purpose="reading shards").base_plus_ext
         key, members = "", {}
-        try:
-            with open(shard, "rb") as file:
-                for name, offset, size in tar_members(file, shard):
-                    base, extension = base_plus_ext(name)
-                    if base is None or extension is None:
-                        continue
-                    if base != key:
-                        self._add_sample(file, number, key, members)
-                        key, members = base, {}
-                    members[extension.lower()] = (offset, size)
-                self._add_sample(file, number, key, members)
-        except OSError as error:
-            raise DataError(f"cannot read the shard {shard}: {error}") from error
+        with mapped(shard) as data:
+            for name, offset, size in tar_members(data, shard):
+                base, extension = base_plus_ext(name)
+                if base is None or extension is None:
+                    continue
+                if base != key:
+                    self._add_sample(data, number, key, members)
+                    key, members = base, {}
+                members[extension.lower()] = (offset, size)
+            self._add_sample(data, number, key, members)
 
-    def _add_sample(self, file: BinaryIO, number: int, key: str, members: dict[str, Member]) -> None:
+    def _add_sample(self, data: mmap.mmap, number: int, key: str, members: dict[str, Member]) -> None:
         picture = next((members[name] for name in _PICTURES if name in members), None)
         if picture is None:
             self._without_picture += bool(members)
@@ -127,7 +124,7 @@ class WdsSource(BaseSource):
         caption_kind = next((name for name in _CAPTIONS if name in members), "")
         self._keys.append(key)
         self._shard.append(number)
-        self._label.append(_read_label(file, members, f"{self.shards[number].name}/{key}"))
+        self._label.append(_read_label(data, members, f"{self.shards[number].name}/{key}"))
         self._caption_is_json.append(caption_kind == "json")
         for arrays, member in ((self._picture, picture), (self._caption, members.get(caption_kind, (0, -1)))):
             arrays[0].append(member[0])
@@ -149,17 +146,14 @@ def _expand(pattern: str) -> list[Path]:
     return shards
 
 
-def _read_label(file: BinaryIO, members: dict[str, Member], name: str) -> int:
+def _read_label(data: mmap.mmap, members: dict[str, Member], name: str) -> int:
     """The class number from ``cls`` or ``json``, -1 if neither has one."""
     kind = next((kind for kind in ("cls", "json") if kind in members), "")
     if not kind:
         return -1
     offset, size = members[kind]
-    if size > _MAX_LABEL_FILE:
-        raise DataError(f"{name}.{kind} has {size} bytes; a label is small")
-    file.seek(offset)
-    data = file.read(size)
-    value = data.strip() if kind == "cls" else _read_json(data, name).get("label", -1)
+    text = data[offset : offset + size]
+    value = text.strip() if kind == "cls" else _read_json(text, name).get("label", -1)
     try:
         label = int(value)
     except (TypeError, ValueError):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vistok.config import from_dict, to_dict
-from vistok.data import ImageDataset, collate, open_source
+from vistok.data import ImageDataset, collate, open_dataset, open_source
 from vistok.errors import ConfigError
 from vistok.hub import create_model, from_pretrained
 from vistok.losses.tokenizer import TokenizerLoss, TokenizerLossConfig
@@ -99,17 +99,11 @@ class TokenizerTask(Task):
         return max(1, self.config.steps - late)
 
     def dataset(self, *, train: bool) -> Dataset:
-        """Pictures of ``data.train`` with augmentation, or of ``data.val`` (its own split by default) without."""
-        data = self.config.data
-        size = data.image_size or self.model.image_size
-        if size != self.model.image_size:
-            raise ConfigError(f"data.image_size is {size}, and the model takes {self.model.image_size} pixels")
-        common = {"image_size": size, "interpolation": data.interpolation, "max_skipped": data.max_skipped}
-        if train:
-            source = open_source(data.train, split="train")
-            return ImageDataset(source, crop=data.crop, flip=data.flip, shift=data.shift, **common)
-        source = open_source(data.val, split="all") if data.val else open_source(data.train, split="val")
-        return ImageDataset(source, crop="center", **common)
+        """The configuration's pictures at the model's size; see ``vistok.data.open_dataset``."""
+        size = self.model.image_size
+        if self.config.data.image_size not in (None, size):
+            raise ConfigError(f"data.image_size is {self.config.data.image_size}, and the model takes {size} pixels")
+        return open_dataset(self.config.data, train=train, image_size=size)
 
     def collate(self, items: list[Any]) -> dict[str, Any]:
         """See ``vistok.data.collate``."""

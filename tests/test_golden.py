@@ -1,0 +1,34 @@
+"""Golden cases: the small ones of this repository always, all others where the full set is at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from run_golden import run_case
+
+SMALL = Path(__file__).parent / "golden"
+CASES = sorted(path.parent for path in SMALL.rglob("case.json"))
+
+
+@pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.relative_to(SMALL).as_posix())
+def test_small_case_matches_the_recording(folder: Path) -> None:
+    rows = run_case(folder)
+    assert rows, "a case without rows checks nothing"
+    problems = [f"{row.output}: {row.status} {row.max_abs_error} {row.note}" for row in rows if row.status != "pass"]
+    assert not problems, problems
+
+
+@pytest.mark.parametrize(
+    "name", ["s128-full", "maskgit-vqgan-full", "loss-stage2", "loss-tatitok-vae", "loss-tatitok-vq"]
+)
+def test_full_case_matches_the_recording(name: str, golden_root: Path) -> None:
+    rows = run_case(golden_root / "titok" / name)
+    assert rows and [row.output for row in rows if row.status != "pass"] == []
+
+
+def test_all_published_layouts_account_for_every_tensor(golden_root: Path) -> None:
+    folders = sorted((golden_root / "titok" / "layouts").iterdir())
+    rows = [row for folder in folders for row in run_case(folder)]
+    assert not [row.case for row in rows if row.status == "fail"]
+    assert sum(row.status == "pass" for row in rows) >= 18
