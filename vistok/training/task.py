@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from vistok.hub import create_model
+from vistok.registry import model_class
 from vistok.training.config import OptimizerConfig, TrainConfig
 
 
@@ -81,3 +83,11 @@ class Task(ABC):
     @abstractmethod
     def export(self, folder: Path, modules: dict[str, nn.Module]) -> None:
         """Write the (averaged) modules for use."""
+
+
+def make_model(spec: dict[str, Any]) -> Any:
+    """A fresh model from a registered ``name`` or a ``family``, and differences from its configuration."""
+    rest = {key: value for key, value in spec.items() if key not in ("name", "family")}
+    if "name" in spec:
+        return create_model(spec["name"], **rest)
+    return model_class(spec["family"]).from_config(rest)

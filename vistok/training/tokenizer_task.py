@@ -14,12 +14,11 @@ from torch.utils.data import Dataset
 from vistok.config import from_dict, to_dict
 from vistok.data import ImageDataset, collate, open_dataset, open_source
 from vistok.errors import ConfigError
-from vistok.hub import create_model, from_pretrained
+from vistok.hub import from_pretrained
 from vistok.losses.tokenizer import TokenizerLoss, TokenizerLossConfig
 from vistok.models.base import Tokenizer
-from vistok.registry import model_class
 from vistok.training.config import OptimizerConfig, TrainConfig
-from vistok.training.task import Task
+from vistok.training.task import Task, make_model
 
 logger = logging.getLogger(__name__)
 
@@ -182,15 +181,3 @@ class TokenizerTask(Task):
     def export(self, folder: Path, modules: dict[str, nn.Module]) -> None:
         """``save_pretrained`` of the averaged model."""
         modules["model"].save_pretrained(folder)
-
-
-def make_model(spec: dict[str, Any]) -> Any:
-    """A fresh model from a registered ``name`` or a ``family``, and differences from its configuration."""
-    rest = _without_name(spec)
-    if "name" in spec:
-        return create_model(spec["name"], **rest)
-    return model_class(spec["family"]).from_config(rest)
-
-
-def _without_name(spec: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in spec.items() if key not in ("name", "family")}
