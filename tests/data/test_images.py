@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from vistok.data import load_images, read_image
@@ -163,6 +165,25 @@ def test_broken_files_are_named_with_a_reason(tmp_path, data, reason):
         read_image(path)
     with pytest.raises(DataError, match=f"shard/7.*({reason})"):
         read_image(io.BytesIO(data), name="shard/7")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    place=st.floats(0, 1, exclude_max=True),
+    new=st.binary(min_size=1, max_size=8),
+    kind=st.sampled_from(["PNG", "JPEG"]),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_random_damage_is_a_data_error_or_a_picture(place, new, kind):
+    file = io.BytesIO()
+    _corners().save(file, kind)
+    data = bytearray(file.getvalue())
+    start = int(place * len(data))
+    data[start : start + len(new)] = new
+    try:
+        assert read_image(io.BytesIO(data), name="x").mode == "RGB"
+    except DataError as error:
+        assert "picture x" in str(error)
 
 
 def test_missing_file_and_folder(tmp_path):

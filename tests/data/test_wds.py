@@ -63,6 +63,10 @@ def test_globs_and_lists_name_the_same(shards):
     names = open_source(f"wds:{shards}/a-{{000..001}}.tar").listing_hash()
     assert open_source(f"wds:{shards}/*.tar", split="train").listing_hash() == names
     assert open_source(f"wds:{shards}/a-000.tar::{shards}/a-001.tar").listing_hash() == names
+    (shards / "b").mkdir()
+    _tar(shards / "b" / "a-001.tar", [("x/1.png", _png("red"))])
+    same_name = open_source(f"wds:{shards}/a-001.tar::{shards}/b/a-001.tar")
+    assert same_name.name(0) != same_name.name(1)
 
 
 def test_refuses(shards):
@@ -147,6 +151,19 @@ def test_index_of_ustar_prefixes_links_and_folders(tmp_path):
         member.size = 3
         tar.addfile(member, io.BytesIO(b"abc"))
     assert _members(path) == [("p" * 90 + "/" + "n" * 60, b"abc")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(changes=st.lists(st.tuples(st.integers(0, 4095), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4))
+def test_index_of_random_damage_is_an_error_or_members(tmp_path_factory, changes):
+    path = _tar(tmp_path_factory.mktemp("tar") / "t.tar", [("n" * 120 + ".png", b"x" * 600), ("ü.cls", b"1")])
+    data = bytearray(path.read_bytes())
+    for place, new in changes:
+        data[place : place + len(new)] = new
+    try:
+        assert all(size >= 0 and offset + size <= len(data) for _, offset, size in tar_members(bytes(data), path))
+    except DataError as error:
+        assert "t.tar" in str(error)
 
 
 def test_index_of_damaged_files(tmp_path):

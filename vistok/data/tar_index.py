@@ -1,7 +1,8 @@
 """Where the members of a tar file lie, without unpacking it.
 
-Reads ustar, GNU and pax headers, as ``tarfile`` does (the oracle of its tests), but ten times as
-fast: ImageNet in shards has 2.5 million members, and every process indexes them when it starts.
+Reads ustar, GNU and pax headers, as ``tarfile`` does (the oracle of its tests), but about
+four times as fast: every process indexes all shards when it starts, and ImageNet has 2.5 million
+members.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def tar_members(data: mmap.mmap | bytes, path: Path) -> Iterator[tuple[str, int,
         size = 0 if kind in b"123456" else _number(header[124:136], path)
         if size_in_pax >= 0 and kind in _FILES:
             size = size_in_pax
+        if size < 0:
+            raise DataError(f"the tar file {path} is damaged: a size of {size} at {start}")
         offset = start + -(-size // _BLOCK) * _BLOCK
         if start + size > end:
             raise DataError(f"the tar file {path} is truncated: {start + size} bytes are announced, {end} are there")
@@ -65,7 +68,10 @@ def tar_members(data: mmap.mmap | bytes, path: Path) -> Iterator[tuple[str, int,
             long_name = _text(data[start : start + size].rstrip(b"\0"))
         elif kind == b"x":  # pax: facts about the next member
             records = _pax_records(data[start : start + size], path)
-            long_name, size_in_pax = records.get("path", long_name), int(records.get("size", -1))
+            long_name, size_in_pax = (
+                records.get("path", long_name),
+                _number(records.get("size", "-1").encode(), path, 10),
+            )
         elif kind != b"g":
             name = long_name or _short_name(header)
             if kind in _FILES and not name.endswith("/"):
@@ -93,11 +99,11 @@ def _check_header(header: bytes, offset: int, path: Path) -> None:
         raise DataError(f"the shard {path} is {reason}")
 
 
-def _number(field: bytes, path: Path) -> int:
-    if field[0] == 0x80:  # GNU: big-endian, for 8 GB and more
+def _number(field: bytes, path: Path, base: int = 8) -> int:
+    if field[:1] == b"\x80":  # GNU: big-endian, for 8 GB and more
         return int.from_bytes(field[1:], "big")
     try:
-        return int(field.split(b"\0")[0].strip() or b"0", 8)
+        return int(field.split(b"\0")[0].strip() or b"0", base)
     except ValueError as error:
         raise DataError(f"the tar file {path} is damaged: {field!r} is no size") from error
 

@@ -159,3 +159,8 @@ def _resize(image: Image.Image, width: int, height: int, filter: Image.Resamplin
 
 def _cut(image: Image.Image, size: int, left: int, top: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float images of any shape, clamped to [0, 1], as 8-bit values rounded to the nearest."""
+    return (images.detach().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)

@@ -56,6 +56,8 @@ class WdsSource(BaseSource):
 
     def __init__(self, pattern: str) -> None:
         self.shards = _expand(pattern)
+        names = [shard.name for shard in self.shards]
+        self._shard_names = names if len(set(names)) == len(names) else list(map(str, self.shards))
         self._keys: list[str] = []
         # Flat arrays, not an object a sample: there may be many millions, in every worker.
         self._shard, self._label = array("i"), array("i")
@@ -89,7 +91,7 @@ class WdsSource(BaseSource):
         return _decode(data, self.name(index)).strip()
 
     def name(self, index: int) -> str:
-        return f"{self.shards[self._shard[index]].name}/{self._keys[index]}"
+        return f"{self._shard_names[self._shard[index]]}/{self._keys[index]}"
 
     def _read(self, index: int, where: tuple[array, array]) -> bytes:
         # Opened for each read: an open file shared by forked workers would share its position.
@@ -124,7 +126,7 @@ class WdsSource(BaseSource):
         caption_kind = next((name for name in _CAPTIONS if name in members), "")
         self._keys.append(key)
         self._shard.append(number)
-        self._label.append(_read_label(data, members, f"{self.shards[number].name}/{key}"))
+        self._label.append(_read_label(data, members, f"{self._shard_names[number]}/{key}"))
         self._caption_is_json.append(caption_kind == "json")
         for arrays, member in ((self._picture, picture), (self._caption, members.get(caption_kind, (0, -1)))):
             arrays[0].append(member[0])

