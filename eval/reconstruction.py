@@ -1,33 +1,37 @@
-"""Measure a tokenizer's reconstructions, in one process or, with ``accelerate launch``, in several.
+"""Evaluate a tokenizer's reconstructions on one or several processes.
 
-    accelerate launch eval/reconstruction.py --model titok_s128.imagenet --data folder:imagenet/val --protocol titok
+accelerate launch eval/reconstruction.py --model titok_s128.imagenet --data folder:imagenet --json-file result.json
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 
-import torch
+from accelerate import Accelerator
 
-from vistok.errors import VistokError
+from vistok import VistokError
 from vistok.metrics.command import add_reconstruction_arguments, run_reconstruction
 
 
-def main() -> int:
-    """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_reconstruction_arguments(
-        parser, model_help="a registered name, hub id, folder or file", data_help="folder:PATH, emoji:, photos:, wds:PATTERN ..."
+def main() -> None:
+    """Parse, evaluate, show."""
+    parser = argparse.ArgumentParser(
+        description="Reconstruction: PSNR, SSIM, LPIPS, Frechet distance, codebook, speed."
     )
+    add_reconstruction_arguments(parser)
     args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    accelerator = Accelerator(cpu=args.device == "cpu")
+    if args.device not in ("", accelerator.device.type):
+        parser.error(f"accelerate runs this on {accelerator.device}; choose GPUs by `accelerate launch --gpu_ids`")
     try:
-        run_reconstruction(args, device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"), say=print)
-    except VistokError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        run_reconstruction(args, device=accelerator.device, say=accelerator.print, accelerator=accelerator)
+    except (VistokError, OSError) as error:
+        raise SystemExit(f"{parser.prog}: error: {error}") from error
+    finally:
+        accelerator.end_training()
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -106,7 +106,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     two = [load_file(tmp_path / "two" / f"rank{rank}.safetensors") for rank in (0, 1)]
     assert equal(two[0], two[1]), "the ranks differ"
     for key in one:
-        torch.testing.assert_close(two[0][key], one[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+        # Sums over the batch are taken in another order, so what cancels to nearly nothing keeps an error of its summands.
+        assert (two[0][key] - one[key]).norm() <= 1e-5 * one[key].norm() + 1e-6, key
 
 
 def first_gradients(folder: str) -> None:

@@ -1,70 +1,98 @@
-"""Command-line arguments of measuring, shared by ``vistok eval recon`` and ``eval/reconstruction.py``."""
+"""The options of the evaluation of reconstructions, for ``vistok eval recon`` and ``eval/reconstruction.py``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vistok.metrics.protocols import DEFAULT, get_protocol, list_protocols
+from vistok.errors import VistokError
 
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
 
-def add_reconstruction_arguments(parser: argparse.ArgumentParser, *, model_help: str, data_help: str) -> None:
-    """The arguments of ``run_reconstruction``."""
-    parser.add_argument("--model", required=True, help=model_help)
-    parser.add_argument("--data", required=True, help=data_help)
-    parser.add_argument("--protocol", default=DEFAULT, help=f"one of {', '.join(list_protocols())} (default: %(default)s)")
-    parser.add_argument("--split", choices=("train", "val", "all"), help="of the data (default: the protocol's)")
-    parser.add_argument("--limit", type=int, help="only the first so many pictures")
-    parser.add_argument("--lengths", help="leading tokens to decode, as 1,4,16 (ordered tokenizers); one result each")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time and process (%(default)s)")
-    parser.add_argument("--features", choices=("auto", "inception", "lite0", "none"), help="network of the Frechet distance")
-    parser.add_argument("--weights", type=Path, help="a file of Inception weights")
-    parser.add_argument("--no-lpips", action="store_true", help="leave LPIPS out")
-    parser.add_argument("--caption", help='text for text-aware tokenizers; "{class}" in it is the class name')
-    parser.add_argument("--device", default="", help="cpu, cuda ... (default: a GPU where there is one)")
-    parser.add_argument("--json-file", type=Path, help="write the result here")
+    from vistok.data.sources import ImageSource
 
 
-def run_reconstruction(args: argparse.Namespace, *, device: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure as the arguments say; prints a table, writes the JSON file, returns the results."""
-    from accelerate import PartialState
+def add_reconstruction_arguments(parser: argparse.ArgumentParser, *, model_help: str = "", data_help: str = "") -> None:
+    """Add the options; ``run_reconstruction`` reads them."""
+    add = parser.add_argument
+    add("--model", required=True, help=model_help or "a registered name, a Hugging Face id, or a folder or file")
+    add("--data", required=True, help=data_help or "a source of pictures, as in folder:PATH or emoji:")
+    add("--split", choices=("train", "val", "all"), help="of the data (default: val; all where none is held out)")
+    add("--protocol", default="titok", help="a named protocol (%(default)s)")
+    add("--limit", type=int, help="this many pictures, evenly spaced (default: all)")
+    add("--batch-size", type=int, default=16, help="images at a time, in each process (%(default)s)")
+    add("--length", type=int, help="keep this many leading tokens (ordered tokenizers only)")
+    add("--features", default="auto", choices=("auto", "inception", "lite0", "none"), help="of the Fréchet distance")
+    add("--weights", help="file with the weights of the features")
+    add("--no-lpips", action="store_true", help="leave LPIPS out")
+    add("--no-download", action="store_true", help="do not ask the network for the weights of metrics")
+    add("--caption", help="for conditional models, as in 'A photo of a {class name}.' or '{caption}'")
+    add("--workers", type=int, default=0, help="processes that read pictures (%(default)s)")
+    add("--device", default="", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    add("--json-file", type=Path, help="write the result here")
 
-    from vistok.data import open_source
-    from vistok.errors import VistokError
+
+def run_reconstruction(
+    args: argparse.Namespace,
+    *,
+    device: torch.device | str,
+    say: Callable[[str], None],
+    accelerator: Accelerator | None = None,
+) -> dict[str, Any]:
+    """Load, evaluate, write and show.
+
+    Args:
+        args: of ``add_reconstruction_arguments``.
+        device: where the model goes.
+        say: takes the table, on the main process.
+        accelerator: shares the work between processes.
+    Raises:
+        VistokError: whatever cannot be used.
+    """
     from vistok.hub import from_pretrained
-    from vistok.metrics.reconstruction import evaluate_reconstruction, format_table, write_json
+    from vistok.metrics.protocols import get_protocol
+    from vistok.metrics.reconstruction import evaluate_reconstruction
+    from vistok.metrics.result import format_table, save_result
     from vistok.models.base import Tokenizer
 
-    protocol = get_protocol(args.protocol)
-    state = PartialState(cpu=device == "cpu")
-    tokenizer = from_pretrained(args.model, device=state.device if device in ("cpu", "cuda") else device)
-    if not isinstance(tokenizer, Tokenizer):
-        raise VistokError(f"{args.model} is a {type(tokenizer).__name__}, and reconstructions are a tokenizer's")
-    source = open_source(args.data, split=args.split or protocol.split)
-    lengths = [int(part) for part in args.lengths.split(",")] if args.lengths else [None]
-    results = [
-        evaluate_reconstruction(
-            tokenizer,
-            source,
-            protocol=protocol,
-            batch_size=args.batch_size,
-            limit=args.limit,
-            length=length,
-            captions=args.caption,
-            features=args.features,
-            weights=args.weights,
-            lpips=not args.no_lpips,
-            accelerator=state if state.num_processes > 1 else None,
-        )
-        for length in lengths
-    ]
-    if state.is_main_process:
-        say(format_table(results))
-        for what, reason in results[0]["missing"].items():
-            say(f"{what}: {reason}")
-        if args.json_file:
-            write_json(results if len(results) > 1 else results[0], args.json_file)
-            say(f"wrote {args.json_file}")
-    return results
+    protocol = get_protocol(args.protocol)  # before the model is loaded: a typing error should not take minutes
+    source, split = _open(args.data, args.split)
+    model = from_pretrained(args.model, device=device)
+    if not isinstance(model, Tokenizer):
+        raise VistokError(f"{args.model} is a {type(model).__name__}, and only tokenizers reconstruct")
+    result = evaluate_reconstruction(
+        model,
+        source,
+        protocol=protocol,
+        batch_size=args.batch_size,
+        limit=args.limit,
+        length=args.length,
+        accelerator=accelerator,
+        features=args.features,
+        weights=args.weights,
+        lpips=not args.no_lpips,
+        download=not args.no_download,
+        caption=args.caption,
+        num_workers=args.workers,
+    )
+    result["data"]["split"] = split
+    if accelerator is None or accelerator.is_main_process:
+        if args.json_file is not None:
+            save_result(result, args.json_file)
+        say(format_table(result))
+    return result
+
+
+def _open(spec: str, split: str | None) -> tuple[ImageSource, str]:
+    from vistok.data.sources import NoValSplitError, open_source
+
+    if split is not None:
+        return open_source(spec, split=split), split
+    try:
+        return open_source(spec, split="val"), "val"
+    except NoValSplitError:  # a folder or shards that are the validation set themselves
+        return open_source(spec, split="all"), "all"

@@ -237,7 +237,9 @@ def _find_inception(download: bool) -> Path:
     target = folder / _INCEPTION_FILES[0]
     advice = f"put {_INCEPTION_URL} at {target}, or name the file (weights=)"
     if not download or not may_download(_INCEPTION_URL):
-        raise CheckpointError(f"the Inception weights are not on this machine, and the network is not asked or does not answer; {advice}")
+        raise CheckpointError(
+            f"the Inception weights are not on this machine, and the network is not asked or does not answer; {advice}"
+        )
     logger.info("downloading the Inception weights, 95 MB, to %s", target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -298,12 +300,8 @@ def _read_tensors(path: Path) -> dict[str, Any]:
 
 
 def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16] if hasattr(hashlib, "file_digest") else _slow_hash(file)
-
-
-def _slow_hash(file: Any) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := file.read(1 << 20):
-        digest.update(block)
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()[:16]

@@ -92,6 +92,8 @@ def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     for images in (x, y):
         low, high = torch.stack(images.aminmax()).tolist()
         if not (low >= -_TOLERANCE and high <= 1.0 + _TOLERANCE):  # also catches NaN
-            raise VistokError(f"pixel metrics take images in [0, 1], got values from {low:.4g} to {high:.4g}; clamp first")
+            raise VistokError(
+                f"pixel metrics take images in [0, 1], got values from {low:.4g} to {high:.4g}; clamp first"
+            )
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
     return x.to(dtype), y.to(dtype)
