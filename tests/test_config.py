@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import torch
 import yaml
+from accelerate import init_empty_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -232,7 +232,9 @@ def test_every_way_to_write_a_small_number(tmp_path: Path, text: str) -> None:
     assert load_config(Leaf, write(tmp_path, a=f"rate: {text}\n")).rate == 1e-4
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e6", 1_000_000), ("1_000", 1000), ("2.0", 2), ("12345678901234567890", 12345678901234567890)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e6", 1_000_000), ("1_000", 1000), ("2.0", 2), ("12345678901234567890", 12345678901234567890)]
+)
 def test_whole_numbers(tmp_path: Path, text: str, value: int) -> None:
     count = load_config(Tree, write(tmp_path, a=f"title: t\ncount: {text}\n")).count
     assert count == value and type(count) is int
@@ -292,11 +294,13 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 @given(
     data=st.recursive(
         st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=4),
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["title", "branch", "leaf", "pair", "size", "table", "kind", "x"]) | st.integers(0, 2),
-            inner,
-            max_size=4,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["title", "branch", "leaf", "pair", "size", "table", "kind", "x"]) | st.integers(0, 2),
+                inner,
+                max_size=4,
+            )
         ),
         max_leaves=12,
     )
@@ -323,7 +327,7 @@ def test_every_configuration_loads_and_its_model_builds(path: Path) -> None:
     assert path.stem.startswith("base_") or load_config(TrainConfig, path) == config
     assert path.read_text().startswith("#"), "a configuration opens with what it reproduces"
     spec = {key: value for key, value in config.model.items() if key not in ("name", "family")}
-    with torch.device("meta"):
+    with init_empty_weights():
         if "name" in config.model:
             model = create_model(config.model["name"], device="meta", **spec)
         else:

@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("pattern", nargs="?", default="*", help="a glob over names (default: all)")
     sub.add_argument("--kind", choices=("tokenizer", "generator"), help="only this kind")
     sub.add_argument("--all", action="store_true", help="also published models that this version cannot build yet")
+    sub.add_argument("--markdown", action="store_true", help="print the README's table of tokenizers")
 
     sub = _command(commands, "info", _info, "what is known about a model or a .vtk file", "vistok info titok_s128.imagenet")
     sub.add_argument("what", help=f"{_MODEL_HELP}; or a .vtk token file")
@@ -206,9 +207,12 @@ def _condition(model: Any, caption: str, count: int) -> Any:
 
 
 def _models(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from vistok.registry import get_card, list_models
+    from vistok.registry import get_card, list_models, markdown_table
     from vistok.report.table import text_table
 
+    if args.markdown:
+        _say(args, markdown_table())
+        return []
     found = [get_card(name) for name in list_models(args.pattern, kind=args.kind, buildable=not args.all)]
     rows = [
         [card.name, card.family, card.kind, ", ".join(f"{k} {v:g}" for k, v in card.metrics.items()), card.licence, card.hub_id]

@@ -9,6 +9,7 @@ data: nothing in it can name code to run.
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -79,6 +80,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
             parsed: Any = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"the value of the override {text!r} is not valid YAML: {error}") from error
+        if isinstance(parsed, dict) and value.endswith(":"):
+            parsed = value  # data.train=emoji: names a source; YAML reads a key without a value
         for part in reversed(key.split(".")):
             parsed = {part: parsed}
         out = merge(out, parsed)
@@ -100,8 +103,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def save_yaml(config: Any, path: str | Path) -> None:
-    """Write a dataclass as YAML; ``load_config`` reads it back equal."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    """Write a dataclass as YAML, whole or not at all; ``load_config`` reads it back equal."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _plain(value: Any) -> Any:
@@ -155,6 +161,8 @@ def _convert(kind: Any, value: Any, where: str, dotted: str) -> Any:
                 problem = error
         raise problem or ConfigError(f"{where}: `{dotted}` does not take {value!r}")
     if origin is typing.Literal:
+        if value is False and "no" in args:
+            return "no"  # what YAML 1.1 makes of a bare `no`
         if value in args:
             return value
         raise ConfigError(f"{where}: `{dotted}` is one of {', '.join(map(str, args))}; got {value!r}")
@@ -162,13 +170,18 @@ def _convert(kind: Any, value: Any, where: str, dotted: str) -> Any:
         return value if isinstance(value, kind) else _build(kind, value, where, dotted)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or (Ellipsis not in args and len(value) != len(args)):
-            raise ConfigError(f"{where}: `{dotted}` wants a list{'' if Ellipsis in args else f' of {len(args)}'}, got {value!r}")
+            raise ConfigError(
+                f"{where}: `{dotted}` wants a list{'' if Ellipsis in args else f' of {len(args)}'}, got {value!r}"
+            )
         items = [args[0]] * len(value) if Ellipsis in args else args
         return tuple(_convert(item, part, where, f"{dotted}[{i}]") for i, (item, part) in enumerate(zip(items, value)))
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: `{dotted}` wants keys and values, got {value!r}")
-        return {key: _convert(args[1], item, where, f"{dotted}.{key}") for key, item in value.items()}
+        return {
+            _convert(args[0], key, where, dotted): _convert(args[1], item, where, f"{dotted}.{key}")
+            for key, item in value.items()
+        }
     return _scalar(kind, value, where, dotted)
 
 

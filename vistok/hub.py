@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from vistok.config import from_dict, merge
+from vistok.config import from_dict, load_yaml, merge
 from vistok.convert import recognise
-from vistok.errors import CheckpointError, VistokError, nearest
-from vistok.models.base import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel
+from vistok.errors import CheckpointError, ConfigError, VistokError, nearest
+from vistok.models.base import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, key_report
 from vistok.registry import ModelCard, cards, get_card, list_models, model_class
 
 _TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -59,6 +61,11 @@ def create_model(
         model = from_pretrained(where, device=device, dtype=dtype)
         if model.family != card.family:
             raise CheckpointError(f"{where} holds a {model.family}, and {name} is a {card.family}")
+        if card.kind == "tokenizer":  # a generator's sizes follow the data it was trained on
+            named = empty_model(cls, from_dict(cls.config_class, card.config, where=name))
+            report = key_report(named.state_dict(), model.state_dict())
+            if report:
+                raise CheckpointError(f"{where} holds another {model.family} than {name}:\n{report}")
         model.name = name
         return model
     config = from_dict(cls.config_class, merge(card.config, changes), where=name)
@@ -87,13 +94,15 @@ def from_pretrained(
     path = Path(where)
     if not path.exists():
         path, config = _fetch(str(where), config)
-    folder, weights = (path, _weights_in(path)) if path.is_dir() else (path.parent, path)
+    weights = _weights_in(path) if path.is_dir() else path
     if config is None:
-        config = _read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else None
+        config = _config_beside(weights)
     state = read_state(weights)
     if config is not None and "family" in config:
-        cls = model_class(config["family"])
-        model = _build_empty(cls, from_dict(cls.config_class, config.get("config", {}), where=str(folder / CONFIG_FILE)))
+        cls = model_class(str(config["family"]))
+        model = empty_model(
+            cls, from_dict(cls.config_class, config.get("config", {}), where=str(weights.parent / CONFIG_FILE))
+        )
         model.name = str(config.get("name", ""))
     else:
         model, state = convert_state(state, config=config, where=str(weights))
@@ -113,11 +122,11 @@ def convert_state(
     source = recognise(shapes, where=where)
     try:
         ours = source.read_config(shapes, config)
-    except (KeyError, IndexError, ZeroDivisionError) as error:
+        model = empty_model(model_class(source.family), ours)
+    except (LookupError, ArithmeticError, TypeError, ValueError, RuntimeError) as error:  # sizes that make no sense
         raise CheckpointError(
             f"{where} looks like {source.title}, but parts of that layout are missing or mis-shaped: {error!r}"
         ) from error
-    model = _build_empty(model_class(source.family), ours)
     return model, source.key_map(ours).to_ours(state)
 
 
@@ -129,27 +138,33 @@ def to_published(model: PretrainedModel) -> tuple[dict[str, Tensor], dict[str, A
     """
     from vistok.convert import sources
 
+    name = model.name or model.family
     for source in sources():
         if source.family == model.family:
-            state = source.key_map(model.config).to_published(model.state_dict())
-            source_again = recognise({key: tuple(tensor.shape) for key, tensor in state.items()})
-            if source_again is source and not any(key.startswith(("linear.", "linear_embed.")) for key in state):
-                return state, source.wrap_config(model.config)
-            break
-    raise VistokError(f"{model.name or model.family} has no published layout to be written in; use save_pretrained")
+            try:
+                config = source.wrap_config(model.config)
+            except ConfigError as error:
+                raise VistokError(
+                    f"{name} cannot be written in its published layout: {error}; use save_pretrained"
+                ) from error
+            return source.key_map(model.config).to_published(model.state_dict()), config
+    raise VistokError(f"{name} has no published layout to be written in; use save_pretrained")
 
 
 def save_published(model: PretrainedModel, path: str | Path) -> None:
-    """Write ``path`` (.safetensors) in the model's published layout, with its configuration beside it as YAML."""
+    """Write ``path`` (.safetensors) in the model's published layout, with its configuration beside it as YAML.
+
+    ``from_pretrained(path)`` reads both.
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise VistokError(f"a published layout is written as .safetensors, got {path}")
     state, config = to_published(model)
+    text = yaml.safe_dump(config, sort_keys=False)
+    tensors = {key: tensor.contiguous().cpu() for key, tensor in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({key: tensor.contiguous().cpu() for key, tensor in state.items()}, temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
-    path.with_suffix(".yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    _write_whole(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+    _write_whole(path.with_suffix(".yaml"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -162,28 +177,60 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix not in _TORCH_SUFFIXES:
-            raise CheckpointError(f"{path} is not a checkpoint: wanted .safetensors, {', '.join(sorted(_TORCH_SUFFIXES))}")
+            raise CheckpointError(
+                f"{path} is not a checkpoint: wanted .safetensors, {', '.join(sorted(_TORCH_SUFFIXES))}"
+            )
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} is not a plain state dict: it holds objects, which vistok does not load") from error
+        raise CheckpointError(
+            f"{path} is not a plain state dict: it is corrupted, or holds objects, which vistok does not load"
+        ) from error
     except Exception as error:  # the formats' readers raise types of their own, from every depth
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    pairs = state.items() if isinstance(state, dict) else ()
+    if not pairs or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs):
         raise CheckpointError(f"{path} is not a state dict: wanted names and tensors")
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
 
 
-def _build_empty(cls: type, config: Any) -> PretrainedModel:
-    """The model with parameters and saved buffers on the meta device: weights are held once, never twice."""
+def empty_model(cls: type[PretrainedModel], config: Any) -> PretrainedModel:
+    """The model with its parameters on the meta device: its sizes without its memory."""
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), _SkipMetaDraws():
         return cls(config)
+
+
+class _SkipMetaDraws(TorchFunctionMode):
+    """Leaves out random numbers for meta tensors: they have no values, and torch takes seconds to import what draws them."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        if (
+            getattr(function, "__name__", "") in ("normal_", "uniform_")
+            and isinstance(tensor, Tensor)
+            and tensor.is_meta
+        ):
+            return tensor
+        return function(*args, **kwargs)
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under a temporary name beside it, then rename; a failure leaves what was there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _fetch(where: str, config: dict[str, Any] | None) -> tuple[Path, dict[str, Any] | None]:
@@ -212,6 +259,15 @@ def _fetch(where: str, config: dict[str, Any] | None) -> tuple[Path, dict[str, A
             f"{where} cannot be fetched from the Hugging Face hub ({reason}); "
             "without a network, give a folder or file that is on this machine"
         ) from error
+
+
+def _config_beside(weights: Path) -> dict[str, Any] | None:
+    """The configuration that belongs to a file: a YAML file of its name (``save_published``), or ``config.json``."""
+    published = weights.with_suffix(".yaml")
+    if published.is_file():
+        return load_yaml(published)
+    path = weights.parent / CONFIG_FILE
+    return _read_json(path) if path.exists() else None
 
 
 def _weights_in(folder: Path) -> Path:

@@ -25,6 +25,7 @@ FAMILIES = MappingProxyType(
     }
 )
 CARD_MODULES = ("vistok.cards.titok", "vistok.cards.house")
+_METRIC_NAMES = {"rfid": "rFID", "gfid": "gFID", "is": "IS", "fid_mjhq": "FID (MJHQ)", "geneval": "GenEval"}
 
 
 @dataclass(frozen=True)
@@ -116,3 +117,14 @@ def model_class(family: str) -> type:
         raise VistokError(f"this vistok cannot build the family {family!r}; {nearest(family, FAMILIES)}")
     module, _, attribute = FAMILIES[family].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def markdown_table(*, kind: str = "tokenizer") -> str:
+    """The table of buildable models for the README: name, source, published numbers, hub id."""
+    lines = ["| model | paper | published | weights |", "|---|---|---|---|"]
+    for name in list_models(kind=kind):
+        card = get_card(name)
+        numbers = ", ".join(f"{_METRIC_NAMES.get(key, key)} {value:g}" for key, value in card.metrics.items())
+        weights = f"`{card.hub_id or card.file}`" if card.hub_id or card.file else "none; trains from its configuration"
+        lines.append(f"| `{name}` | {card.paper.split(' with ')[0]} | {numbers or '-'} | {weights} |")
+    return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vistok.convert import find_key
 from vistok.convert.key_map import KeyMap, Rule, Shapes, Source, count
 from vistok.models.maskgit_vqgan import MaskGitVqganConfig
 
@@ -52,13 +53,15 @@ def decoder_config(shapes: Shapes, prefix: str, codebook: str, image_size: int) 
 def _read_config(
     shapes: Shapes, published: Mapping[str, Any] | None = None, *, image_size: int | None = None
 ) -> MaskGitVqganConfig:
-    return decoder_config(shapes, "decoder.", "quantize.embedding.weight", image_size or 256)
+    size = image_size or int(find_key(published, "resolution") or 256)
+    return decoder_config(shapes, "decoder.", "quantize.embedding.weight", size)
 
 
 def _wrap_config(config: MaskGitVqganConfig) -> dict[str, Any]:
     return {
         "channel_mult": list(config.multipliers),
         "num_resolutions": len(config.multipliers),
+        "resolution": config.image_size,
         "hidden_channels": config.base_channels,
         "num_res_blocks": config.num_blocks,
         "z_channels": config.code_dim,

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from vistok.convert import find_key
 from vistok.convert.key_map import KeyMap, Rule, Shapes, Source, count
 from vistok.convert.maskgit_vqgan import decoder_config, decoder_rules
-from vistok.errors import CheckpointError
+from vistok.errors import CheckpointError, ConfigError
 from vistok.models.maskgit_vqgan import MaskGitVqganConfig
 from vistok.models.titok import SIZES, TiTokConfig, TransformerSize
 
 _HEAD_WIDTH = 64
+_PUBLISHED_SIZES = ("small", "base", "large")
 
 
 def _block_rules(side: str) -> list[Rule]:
@@ -88,7 +89,8 @@ def _read_config(
         image_size: where neither tells; default: from the position table.
         sizes: width, layers and heads of sizes with names of their own.
     """
-    vq_model = find_key(published, "vq_model") or {}
+    vq_model = find_key(published, "vq_model")
+    vq_model = vq_model if isinstance(vq_model, Mapping) else {}
     legacy = "decoder.ffn.2.weight" in shapes
     quantizer = "vq" if "quantize.embedding.weight" in shapes else "gaussian"
     channels = shapes["encoder.conv_out.weight"][0]
@@ -127,16 +129,26 @@ def _read_config(
 
 
 def _size(
-    shapes: Shapes, side: str, name: str | None, sizes: Mapping[str, Mapping[str, int]] | None
+    shapes: Shapes, side: str, name: str | Mapping[str, int] | None, sizes: Mapping[str, Mapping[str, int]] | None
 ) -> str | TransformerSize:
+    """One side's size; its heads, which shapes do not tell, from the configuration or the published heads' width."""
     width = shapes[f"{side}.ln_pre.weight"][0]
     depth = count(shapes, rf"{side}\.transformer\.(\d+)\.")
-    known = (sizes or {}).get(name or "")
+    known = name if isinstance(name, Mapping) else (sizes or {}).get(name or "")
     size = TransformerSize(width, depth, known["heads"] if known else max(1, width // _HEAD_WIDTH))
-    return next((key for key in ("small", "base", "large") if SIZES[key] == size), size)
+    return next((key for key in _PUBLISHED_SIZES if SIZES[key] == size), size)
 
 
 def _wrap_config(config: TiTokConfig) -> dict[str, Any]:
+    """The published configuration.
+
+    Raises:
+        ConfigError: an option that the published layout cannot tell.
+    """
+    if config.quantizer == "fsq" or config.tail_drop != "none" or config.init != "random":
+        raise ConfigError("quantizer: fsq, tail_drop and init: linear are not part of it")
+    if config.legacy_layout != (config.head != "pixels"):
+        raise ConfigError("in it, legacy_layout goes with the heads proxy and vqgan, and only with them")
     vq_model = {
         "quantize_mode": "vae" if config.quantizer == "gaussian" else "vq",
         "codebook_size": config.codebook_size,
@@ -144,8 +156,8 @@ def _wrap_config(config: TiTokConfig) -> dict[str, Any]:
         "use_l2_norm": config.l2_norm,
         "commitment_cost": config.commitment_cost,
         "clustering_vq": config.cluster,
-        "vit_enc_model_size": config.encoder,
-        "vit_dec_model_size": config.decoder,
+        "vit_enc_model_size": _published_size(config, "encoder"),
+        "vit_dec_model_size": _published_size(config, "decoder"),
         "vit_enc_patch_size": config.patch_size,
         "vit_dec_patch_size": config.decoder_patch_size,
         "num_latent_tokens": config.num_tokens,
@@ -155,6 +167,13 @@ def _wrap_config(config: TiTokConfig) -> dict[str, Any]:
     if config.text_length:
         vq_model |= {"text_context_length": config.text_length, "text_embed_dim": config.text_dim}
     return {"model": {"vq_model": vq_model}, "dataset": {"preprocessing": {"crop_size": config.image_size}}}
+
+
+def _published_size(config: TiTokConfig, side: Literal["encoder", "decoder"]) -> str | dict[str, int]:
+    """A published name where there is one; else, as no published code has it, the numbers."""
+    size = config.size(side)
+    numbers = {"width": size.width, "layers": size.depth, "heads": size.num_heads}
+    return next((key for key in _PUBLISHED_SIZES if SIZES[key] == size), numbers)
 
 
 TITOK = Source(

@@ -5,7 +5,7 @@ from vistok.generate.autoregressive import AutoregressiveGenerator, Rollout
 from vistok.generate.bank import TokenDataset, tokenize_images
 from vistok.generate.base import GenerationResult, Generator
 from vistok.generate.kv_cache import KVCache
-from vistok.generate.sampling import SamplingConfig, derive_seed
+from vistok.generate.sampling import SamplingConfig
 
 __all__ = [
     "AutoregressiveGenerator",
@@ -17,6 +17,5 @@ __all__ = [
     "Rollout",
     "SamplingConfig",
     "TokenDataset",
-    "derive_seed",
     "tokenize_images",
 ]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vistok.errors import DataError
-from vistok.generate.sampling import derive_seed
 from vistok.models.base import Tokenizer
+from vistok.seeds import stable_seed
 from vistok.tokens import Tokens
 
 
@@ -61,7 +61,7 @@ class TokenDataset(Dataset[dict[str, Any]]):
         index, seed = key if isinstance(key, tuple) else (key, None)
         if not 0 <= index < len(self):
             raise IndexError(f"the data set has {len(self)} images, got index {index}")
-        view = 0 if seed is None or self.views == 1 else derive_seed(seed, 0) % self.views
+        view = 0 if seed is None or self.views == 1 else stable_seed(seed, 0) % self.views
         row = index * self.views + view
         return {
             "ids": self.tokens.ids[row],
@@ -89,7 +89,7 @@ def tokenize_images(
         seed: the views are a function of it.
         batch_size: images at a time.
     """
-    keys = [(index, derive_seed(seed, index, view)) for index in range(len(images)) for view in range(views)]
+    keys = [(index, stable_seed(seed, index, view)) for index in range(len(images)) for view in range(views)]
     parts, labels = [], []
     for start in range(0, len(keys), batch_size):
         items = [images[key] for key in keys[start : start + batch_size]]

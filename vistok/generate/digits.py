@@ -86,6 +86,17 @@ class DigitHead(nn.Module):
         else:
             self.out = nn.Linear(width, code.num_digits * most)
 
+    def init_weights(self) -> None:
+        """Unit variance going in gives unit variance going out; earlier digits weigh as much as the state."""
+        if self.autoregressive:
+            width = self.hidden_weight.shape[1]
+            nn.init.normal_(self.earlier.table.weight, std=1.0)
+            for weight in (self.hidden_weight, self.out_weight):
+                nn.init.normal_(weight, std=width**-0.5)
+        else:
+            nn.init.normal_(self.out.weight, std=self.out.in_features**-0.5)
+            nn.init.zeros_(self.out.bias)
+
     def forward(self, hidden: Tensor, digits: Tensor) -> Tensor:
         """Hidden states [..., W] and the digits that follow them [..., D] -> logits [..., D, K].
 
@@ -94,9 +105,11 @@ class DigitHead(nn.Module):
         if not self.autoregressive:
             return self._mask(self.out(hidden).unflatten(-1, (self.code.num_digits, -1)), slice(None))
         shape = digits.shape
-        each = self.earlier.table(digits.flatten(0, -2) + self.code.offsets)  # [N, D, W]
-        before = each.cumsum(dim=1) - each  # the sum over earlier digits only
-        x = (hidden.flatten(0, -2)[:, None] + before).transpose(0, 1)  # [D, N, W]
+        earlier = self.earlier.table((digits[..., :-1] + self.code.offsets[:-1]).flatten(0, -2).t())  # [D - 1, N, W]
+        states = [hidden.flatten(0, -2)]
+        for embedded in earlier:
+            states.append(states[-1] + embedded)  # the state that predicts a digit has seen the ones before
+        x = torch.stack(states)  # [D, N, W]
         x = F.gelu(torch.baddbmm(self.hidden_bias, x, self.hidden_weight))
         logits = torch.baddbmm(self.out_bias, x, self.out_weight).transpose(0, 1)  # [N, D, K]
         return self._mask(logits.unflatten(0, shape[:-1]), slice(None))

@@ -9,7 +9,6 @@ distribution: one uniform number a draw, whatever the size of the vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import ConfigError, VistokError, nearest
+from vistok.seeds import stable_seed
 
 _SEED_LIMIT = 2**63
 Self = TypeVar("Self", bound="SamplingConfig")
@@ -163,7 +163,7 @@ def row_seeds(
 
     Args:
         num_rows: how many.
-        seeds: one for each row; or one number, of which row i gets ``derive_seed(seeds, i)``.
+        seeds: one for each row; or one number, of which row i gets ``stable_seed(seeds, i)``.
         generator: draws the seeds where none are given; None is torch's global generator.
     Raises:
         VistokError: both are given, or their number is wrong.
@@ -176,19 +176,13 @@ def row_seeds(
     if isinstance(seeds, Tensor):
         seeds = seeds.tolist()
     if isinstance(seeds, int):
-        return [derive_seed(seeds, row) for row in range(num_rows)]
+        return [stable_seed(seeds, row) for row in range(num_rows)]
     seeds = [int(seed) for seed in seeds]
     if len(seeds) != num_rows:
         raise VistokError(f"{num_rows} rows want {num_rows} seeds, got {len(seeds)}")
     if seeds and not -_SEED_LIMIT <= min(seeds) <= max(seeds) < 2 * _SEED_LIMIT:
         raise VistokError(f"a seed is a 64-bit number, got {min(seeds)} to {max(seeds)}")
     return seeds
-
-
-def derive_seed(seed: int, *parts: int) -> int:
-    """A new seed out of a seed and some numbers: the same on every machine, unrelated to its neighbours."""
-    text = ",".join(str(int(part)) for part in (seed, *parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % _SEED_LIMIT
 
 
 def row_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:

@@ -114,7 +114,7 @@ class CodebookUsage:
 def _statistics(counts: Tensor) -> dict[str, float]:
     used = counts[counts > 0].double()
     shares = used / used.sum().clamp(min=1.0)
-    entropy = max(float(-(shares * shares.log2()).sum()), 0.0)
+    entropy = max(0.0, float(-(shares * shares.log2()).sum()))
     return {
         "usage": len(used) / len(counts),
         "entropy_bits": entropy,

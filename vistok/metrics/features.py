@@ -218,8 +218,8 @@ def _answers(url: str) -> bool:
                 answered.set()
         except urllib.error.HTTPError:  # an answer, too
             answered.set()
-        except (OSError, ValueError):
-            pass
+        except Exception as error:  # http.client has classes of its own
+            logger.debug("%s does not answer: %s", url, error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

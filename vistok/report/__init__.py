@@ -1,0 +1,1 @@
+"""Pictures, plots, tables and pages out of results."""
