@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from vistok.config import from_dict, to_dict
 from vistok.data.config import DataConfig
 from vistok.errors import ConfigError
+
+# What may differ between a run and its resumption without making it another run.
+_FREE_KEYS = frozenset(
+    {
+        "name",  # a folder may be moved and renamed
+        "output_dir",
+        "init_from",  # read once, by the first start
+        "steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "preview_every",
+        "eval_every",
+        "trackers",
+        # How the same numbers are computed:
+        "gradient_accumulation",
+        "gradient_checkpointing",
+        "compile",
+        "data.num_workers",
+        "data.max_skipped",
+        "data.val",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +53,15 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     no_decay: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ConfigError(f"lr is above 0, got {self.lr}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are two numbers, 0 <= beta < 1, got {list(self.betas)}")
+        for key in ("eps", "weight_decay", "max_grad_norm"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key} is at least 0, got {getattr(self, key)}")
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -37,6 +71,10 @@ class ScheduleConfig:
     warmup_steps: int = 0
     end_lr: float = 1e-5
 
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0 or self.end_lr < 0:
+            raise ConfigError(f"warmup_steps and end_lr are at least 0, got {self.warmup_steps} and {self.end_lr}")
+
 
 @dataclass(frozen=True)
 class EmaConfig:
@@ -44,6 +82,10 @@ class EmaConfig:
 
     enabled: bool = True
     decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"decay is a number, 0 <= decay < 1, got {self.decay}")
 
 
 @dataclass(frozen=True)
@@ -62,13 +104,14 @@ class TrainConfig:
         batch_size: images a step, over all processes and micro batches.
         gradient_accumulation: micro batches a step.
         seed: of weights, data order, augmentation and every draw.
-        mixed_precision: ``no``, ``fp16`` or ``bf16``.
+        mixed_precision: ``no``, ``fp16`` or ``bf16``. Weights, averages and optimizers stay fp32.
         freeze_encoder: train the decoding half alone (stage 2 of the two-stage recipe).
         gradient_checkpointing: recompute blocks in the backward pass.
         compile: run modules under ``torch.compile``.
         init_from: weights to start from: a name, hub id, folder or file; "" for fresh ones.
         output_dir: folder of runs.
-        checkpoint_every, keep_checkpoints: steps between checkpoints, and how many stay.
+        checkpoint_every: steps between checkpoints; 0 for one at the end only.
+        keep_checkpoints: how many stay.
         log_every, preview_every, eval_every: steps between log lines, preview pictures, evaluations; 0 for never.
         trackers: names that accelerate knows (``tensorboard``, ``wandb``, ...).
     """
@@ -103,11 +146,74 @@ class TrainConfig:
         for key in ("steps", "batch_size", "gradient_accumulation", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} is at least 1, got {getattr(self, key)}")
+        for key in ("checkpoint_every", "log_every", "preview_every", "eval_every"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key} is a number of steps, or 0, got {getattr(self, key)}")
         if self.batch_size % self.gradient_accumulation:
             raise ConfigError(
                 f"batch_size {self.batch_size} does not divide into {self.gradient_accumulation} micro batches"
             )
-        if not self.name or "/" in self.name:
+        if not self.name or self.name in (".", "..") or "/" in self.name:
             raise ConfigError(f"name is the run's folder below output_dir, without slashes; got {self.name!r}")
         if not ({"name", "family"} & self.model.keys()):
             raise ConfigError("model wants a registered `name` or a `family`")
+
+
+def dry_run_config(config: TrainConfig, folder: str | Path, *, processes: int = 1) -> TrainConfig:
+    """Two steps of the same recipe on random pictures, offline.
+
+    Whatever the recipe does is done once: an adversary starts at the second step, there is a
+    preview, an evaluation where the recipe has some, and a checkpoint. A tokenizer's helping
+    networks keep random weights; a generator's own tokenizer is still loaded.
+
+    Args:
+        config: the recipe.
+        folder: that takes the place of ``output_dir``.
+        processes: which share the batch, two pictures each in a micro batch.
+    """
+    loss = dict(config.loss)
+    if config.task == "tokenizer":
+        loss["pretrained"] = False
+        if loss.get("adversarial_weight"):
+            loss["adversarial_start"] = 1
+    return replace(
+        config,
+        steps=2,
+        batch_size=2 * config.gradient_accumulation * processes,
+        data=replace(config.data, train="random:16", val="random:8", num_workers=0),
+        loss=loss,
+        mixed_precision="no",
+        compile=False,
+        init_from="",
+        trackers=(),
+        output_dir=str(folder),
+        checkpoint_every=2,
+        log_every=1,
+        preview_every=2,
+        eval_every=2 if config.eval_every else 0,
+    )
+
+
+def changed_keys(before: dict[str, Any], now: TrainConfig) -> list[str]:
+    """What makes a configuration another run than the one that was saved: ``key (old -> new)``, sorted.
+
+    Args:
+        before: ``to_dict`` of the saved configuration, perhaps of an older version with fewer keys.
+        now: the present one.
+    """
+    try:
+        before = to_dict(from_dict(TrainConfig, before, where="the checkpoint"))  # fills in newer keys' defaults
+    except ConfigError:
+        pass  # it has a key that is gone: compare what is there
+    return _differences(before, to_dict(now), "")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str) -> list[str]:
+    out = []
+    for key in sorted(before.keys() | now.keys()):
+        dotted, old, new = f"{prefix}{key}", before.get(key), now.get(key)
+        if old == new or dotted in _FREE_KEYS:
+            continue
+        nested = isinstance(old, dict) and isinstance(new, dict)
+        out += _differences(old, new, f"{dotted}.") if nested else [f"{dotted} ({old!r} -> {new!r})"]
+    return out

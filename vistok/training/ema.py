@@ -1,8 +1,13 @@
-"""A running average of a module's weights, over timm's ``ModelEmaV3`` with the recipes' warm-up."""
+"""A running average of a module's weights, over timm's ``ModelEmaV3`` with the recipes' warm-up.
+
+The official TiTok code (``modeling/modules/ema_model.py``) has the same rule for the decay.
+"""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -16,26 +21,35 @@ def ema_decay(update: int, decay: float) -> float:
 class Ema(ModelEmaV3):
     """The averaged copy is ``module``; it is in evaluation mode and has no gradients.
 
+    Parameters are averaged. Buffers are copied: they are constants (which may be infinite, as in
+    masks, and have no average), counters, or running averages already.
+
     Args:
-        model: what is averaged, buffers included.
+        model: what is averaged; not yet prepared by accelerate, which rebinds ``forward``.
         decay: the largest decay.
     """
 
     def __init__(self, model: nn.Module, *, decay: float = 0.999) -> None:
-        super().__init__(model, decay=decay)
+        super().__init__(model, decay=decay, exclude_buffers=True)
         self.module.requires_grad_(False)
 
     def get_decay(self, step: int | None = None) -> float:
-        """See ``ema_decay``."""
-        return ema_decay(step or 0, self.decay)
+        """See ``ema_decay``; ``step`` is the number of the update."""
+        if step is None:
+            raise TypeError("say which update this is: update(model, step=1) is the first")
+        return ema_decay(step, self.decay)
 
-    @torch.no_grad()
-    def apply_update_(self, model: nn.Module, decay: float) -> None:
-        """Average floating-point tensors; copy the rest (counters, tables)."""
-        sources = model.state_dict()
-        for name, average in self.module.state_dict().items():
-            value = sources[name].to(average.device)
-            if average.is_floating_point():
-                average.lerp_(value.to(average.dtype), 1.0 - decay)
-            else:
-                average.copy_(value)
+
+@contextmanager
+def best_modules(trained: Mapping[str, nn.Module], averages: Mapping[str, Ema]) -> Iterator[dict[str, nn.Module]]:
+    """For each trained module its average, or itself where none is kept, in evaluation mode meanwhile."""
+    modules = {name: averages[name].module if name in averages else module for name, module in trained.items()}
+    # Each part by itself: what a task keeps in evaluation mode while it trains the rest stays so.
+    training = [part for module in modules.values() for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield modules
+    finally:
+        for part in training:
+            part.training = True

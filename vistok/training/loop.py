@@ -1,65 +1,59 @@
 """The training loop: accelerate runs it, tasks fill it, checkpoints make it exact to resume.
 
-Every draw of step s comes from generators seeded by (seed, s, micro batch), and the order of data
-is a function of (seed, s); so a checkpoint needs no generator's state, a resumed run equals a
-straight one to the last bit on a CPU, and the number of processes does not change the draws.
+Every draw of step s comes from generators seeded by (seed, phase, s, micro batch), and the order
+of data is a function of (seed, s); so a checkpoint needs no generator's state, a resumed run equals
+a straight one to the last bit on a CPU, and the number of processes does not change the draws.
+
+One process or several (``accelerate launch``; DistributedDataParallel): the batch is the same.
+Under fp16 every module has a loss scale of its own: with one for all, the scale that one
+optimizer's step adapts would no longer be the scale of the gradients that wait for the next.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from vistok.config import to_dict
 from vistok.data import StatelessBatchSampler
-from vistok.errors import ConfigError
+from vistok.errors import CheckpointError, ConfigError
 from vistok.report.grid import save_image
 from vistok.seeds import stable_seed
 from vistok.training.checkpoint import (
+    checkpoint_folder,
+    checkpoint_step,
     load_checkpoint,
-    load_optimizer,
+    load_optimizer_tensors,
     newest_checkpoint,
     optimizer_tensors,
     save_checkpoint,
 )
-from vistok.training.config import TrainConfig
-from vistok.training.ema import Ema
-from vistok.training.guard import check_finite
+from vistok.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, changed_keys, dry_run_config
+from vistok.training.ema import Ema, best_modules
+from vistok.training.guard import FiniteGuard, Stop, Term, make_accelerator
 from vistok.training.log import RunLog, save_run_config
-from vistok.training.optimizer import build_optimizer, clip_gradients
-from vistok.training.schedules import learning_rate
+from vistok.training.optimizer import build_optimizer
+from vistok.training.schedules import build_scheduler
 from vistok.training.task import Task
 
 logger = logging.getLogger(__name__)
 
-# What may differ between a run and its resumption without making it another run.
-_FREE_KEYS = frozenset(
-    {
-        "steps",
-        "output_dir",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "log_every",
-        "preview_every",
-        "eval_every",
-        "trackers",
-        "init_from",
-    }
-)
+_PREVIEW_ITEMS = 8
+_FORMAT = 2  # of checkpoints
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ class RunResult:
     Attributes:
         step: optimizer steps done.
         folder: of the run; ``final`` in it holds the exported model.
-        metrics: the last ones logged.
+        metrics: the last ones logged, and those of the last evaluation.
         finished: False if it was asked to stop early (it resumes where it stopped).
     """
 
@@ -79,27 +73,121 @@ class RunResult:
     finished: bool = True
 
 
-def dry_run_config(config: TrainConfig, folder: str | Path) -> TrainConfig:
-    """Two steps of the same recipe on random pictures, with random helping networks, offline."""
-    loss = {**config.loss, "pretrained": False}
-    if loss.get("adversarial_weight"):
-        loss["adversarial_start"] = 1  # so that both kinds of step are tried
-    return replace(
-        config,
-        steps=2,
-        batch_size=2 * config.gradient_accumulation,
-        data=replace(config.data, train="random:16", val="random:8", num_workers=0),
-        loss=loss,
-        mixed_precision="no",
-        compile=False,
-        init_from="",
-        trackers=(),
-        output_dir=str(folder),
-        checkpoint_every=2,
-        log_every=1,
-        preview_every=2,
-        eval_every=0,
-    )
+def train(
+    config: TrainConfig,
+    *,
+    task: Task | Callable[[TrainConfig], Task] | None = None,
+    resume: bool = True,
+    dry_run: bool = False,
+) -> RunResult:
+    """Run a configuration; see ``vistok.train``.
+
+    Args:
+        config: of the run.
+        task: what to train, or what makes it of a configuration (as a ``Task`` class does); None for
+            ``build_task``.
+        resume: go on from the newest checkpoint where there is one; False removes the run's checkpoints.
+        dry_run: two small steps on random pictures on the CPU, in a temporary folder.
+    Raises:
+        ConfigError: the configuration cannot be run here, or its folder holds another run.
+        NonFiniteError: a loss or gradient was not finite.
+    """
+    if task is None:
+        from vistok.training import build_task as task
+    if not dry_run:
+        return TrainingRun(config, _make_task(task, config), resume=resume).train()
+    if isinstance(task, Task):
+        raise TypeError(
+            "a dry run changes the configuration: pass the task's class, not a task of another configuration"
+        )
+    with tempfile.TemporaryDirectory(prefix="vistok-dry-run-") as folder:
+        small = dry_run_config(config, folder, processes=int(os.environ.get("WORLD_SIZE", "1")))
+        run = TrainingRun(small, _make_task(task, small), resume=False, cpu=True)
+        result = run.train()
+        made = ", ".join(sorted(path.name for path in result.folder.glob("*")))
+    if run.main:
+        logger.info(
+            "dry run of %s: %d steps of %d random pictures on the CPU, last loss %.4g; made and removed again: %s",
+            config.name, result.step, small.batch_size, result.metrics["train/total"], made,
+        )  # fmt: skip
+    return result
+
+
+def _make_task(task: Task | Callable[[TrainConfig], Task], config: TrainConfig) -> Task:
+    if isinstance(task, Task):
+        return task
+    torch.manual_seed(config.seed)
+    return task(config)
+
+
+class Update:
+    """How one module is updated: its optimizer, learning rate and loss scale.
+
+    Args:
+        module: not wrapped, on its device.
+        config: of the optimizer.
+        schedule: of the learning rate.
+        total_steps: the schedule's horizon.
+        scaler: under fp16; else a disabled one.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: OptimizerConfig,
+        schedule: ScheduleConfig,
+        *,
+        total_steps: int,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        self.module, self.config, self.schedule, self.total_steps = module, config, schedule, total_steps
+        self.scaler = scaler
+        self.optimizer = build_optimizer(module, config)
+        self._schedule_from(0)
+
+    def _schedule_from(self, done: int) -> None:
+        self.scheduler = build_scheduler(
+            self.optimizer, self.schedule, lr=self.config.lr, total_steps=self.total_steps, done=done
+        )
+
+    @property
+    def count(self) -> int:
+        """Steps taken, without those that a loss scale skipped."""
+        return self.scheduler.last_epoch
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def step(self, accelerator: Accelerator) -> tuple[Tensor, bool]:
+        """Clip, step, advance the learning rate, and drop the gradients.
+
+        Returns:
+            the gradient's norm before clipping, and whether the loss scale skipped the step.
+        """
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm or float("inf"))
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        skipped = self.scaler.get_scale() < scale
+        if not skipped:
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.detach(), skipped
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """For a checkpoint: tensors, and the rest."""
+        return optimizer_tensors(self.optimizer, self.module), {"count": self.count, "scaler": self.scaler.state_dict()}
+
+    def load(self, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+        """The way back of ``state``."""
+        load_optimizer_tensors(self.optimizer, self.module, tensors)
+        self._schedule_from(rest["count"])
+        if rest["scaler"]:
+            self.scaler.load_state_dict(rest["scaler"])
 
 
 class TrainingRun:
@@ -117,130 +205,148 @@ class TrainingRun:
     def __init__(self, config: TrainConfig, task: Task, *, resume: bool = True, cpu: bool = False) -> None:
         self.config, self.task = config, task
         self.folder = Path(config.output_dir) / config.name
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            log_with=list(config.trackers) or None,
-            project_dir=str(self.folder),
-            cpu=cpu,
-            # Buffers (code usage, running averages) are computed from all processes' data, so they agree.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        self.step, self._saved_step = 0, -1
+        self.accelerator = make_accelerator(
+            config, self.folder, cpu=cpu, find_unused_parameters=task.find_unused_parameters
         )
-        self.device = self.accelerator.device
-        self.step = 0
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not resume:
-                shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._prepare_modules()
-        self._resume()
-        if self.accelerator.is_main_process:
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        checkpoint = self._find_checkpoint(resume)
+        saved = self._read_checkpoint(checkpoint) if checkpoint else None
+        self._prepare_modules(fresh=saved is None)
+        if saved is not None:
+            self._load(*saved)
+        if self.main:
+            if saved is not None:
+                logger.info("resuming %s after step %d", config.name, self.step)
             save_run_config(config, self.folder)
+        self.dataset = task.dataset(train=True)
         self.log = RunLog(self.accelerator, config, self.folder, self.step)
-        self._stop = False
+        self.guard = FiniteGuard(self.folder, self.accelerator.process_index)
+        self.stop = Stop()
+        self.metrics: dict[str, float] = {}
 
-    def _prepare_modules(self) -> None:
+    def _prepare_modules(self, *, fresh: bool) -> None:
         config, task = self.config, self.task
-        for module in (*task.frozen.values(), *task.extra.values()):
+        for module in (*task.modules.values(), *task.frozen.values(), *task.extra.values()):
             module.to(self.device)
         for module in task.frozen.values():
             module.requires_grad_(False).eval()
+        if fresh:
+            task.prepare(device=self.device)
         self.averages: dict[str, Ema] = {}
-        self.optimizers: dict[str, Any] = {}
-        self.schedulers: dict[str, LambdaLR] = {}
+        self.updates: dict[str, Update] = {}
+        fp16 = config.mixed_precision == "fp16"
         for name, module in task.modules.items():
-            module.to(self.device).train()
             if config.gradient_checkpointing and hasattr(module, "set_gradient_checkpointing"):
                 module.set_gradient_checkpointing(True)
             # Before accelerate prepares the module: it rebinds ``forward``, and a copy would call the original.
             if config.ema.enabled and name in task.averaged:
                 self.averages[name] = Ema(module, decay=config.ema.decay)
-            optimizer = build_optimizer(module, task.optimizer_config(name))
-            self.schedulers[name] = self._scheduler(name, optimizer)
-            forward = torch.compile(module) if config.compile else module
-            task.wrapped[name], self.optimizers[name] = self.accelerator.prepare(forward, optimizer)
-
-    def _scheduler(self, name: str, optimizer: torch.optim.Optimizer) -> LambdaLR:
-        schedule, lr = self.config.schedule, self.task.optimizer_config(name).lr
-        total = self.task.schedule_steps(name)
-
-        def factor(step: int) -> float:
-            return learning_rate(step, schedule.kind, lr, schedule.end_lr, schedule.warmup_steps, total) / lr
-
-        return LambdaLR(optimizer, factor)
+            self.updates[name] = Update(
+                module,
+                task.optimizer_config(name),
+                config.schedule,
+                total_steps=task.schedule_steps(name),
+                scaler=torch.amp.GradScaler(self.device.type, enabled=fp16),
+            )
+            task.wrapped[name] = self.accelerator.prepare(module)
+            if config.compile:
+                task.wrapped[name].compile()  # in place: the state dict keeps its names
 
     # The loop.
 
     def train(self) -> RunResult:
         """All steps that are left, then the export."""
         config = self.config
-        if self.step >= config.steps:
-            logger.warning("%s has done its %d steps already", self.folder, config.steps)
-        metrics: dict[str, float] = {}
-        with self._interruptible(), self.log.progress(self.step):
+        if self.main and self.step >= config.steps:
+            logger.warning("%s has done its %d steps already; raise `steps` to go on", self.folder, self.step)
+        with self.stop.listening(), self.log.progress(self.step):
             batches = iter(self._loader())
-            while self.step < config.steps and not self._stop:
-                micros = [self._to_device(next(batches)) for _ in range(config.gradient_accumulation)]
-                terms = self.optimizer_step(micros)
+            stopping = False
+            while self.step < config.steps and not stopping:
+                started = time.perf_counter()
+                rates = {f"lr/{name}": update.rate for name, update in self.updates.items()}
+                terms = self.optimizer_step([next(batches) for _ in range(config.gradient_accumulation)])
                 self.step += 1
-                rates = {f"lr/{name}": scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
-                ids, size = self.task.codebook_ids(), self.task.codebook_size
-                metrics = self.log.step(self.step, terms, rates, ids, size) or metrics
-                self._periodic(micros[0])
+                self.log.add(terms, seconds=time.perf_counter() - started)
+                stopping = self._anyone_stops()
+                self._report(rates, stopping)
         finished = self.step >= config.steps
-        if finished and self.accelerator.is_main_process:
-            self.task.export(self.folder / "final", self._best_modules())
-        self.accelerator.wait_for_everyone()
-        self.log.close()
-        return RunResult(self.step, self.folder, metrics, finished)
+        if finished:
+            self._export()
+        elif self.main:
+            logger.warning(
+                "%s: stopped %s after step %d of %d; the same command resumes it",
+                self.stop.signal or "another process", config.name, self.step, config.steps,
+            )  # fmt: skip
+        self.accelerator.end_training()
+        return RunResult(self.step, self.folder, self.metrics, finished)
 
-    def optimizer_step(self, micros: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """One optimizer step of every module of this step's phases, over all micro batches.
+    def optimizer_step(self, host_batches: list[dict[str, Any]]) -> dict[str, float]:
+        """One step of every module of this step's phases, over all micro batches.
 
-        A phase is finished before the next begins, so that each sees one loss scale under fp16.
+        Args:
+            host_batches: one a micro batch, on any device.
+        Returns:
+            the step's numbers by name, each a mean over the micro batches.
+        Raises:
+            NonFiniteError: one is not finite.
         """
-        terms: dict[str, Tensor] = {}
-        for phase in self.task.phases(self.step):
-            for number, batch in enumerate(micros):
-                for name, value in self._backward(phase, batch, number, len(micros)).items():
-                    terms[name] = terms.get(name, torch.zeros((), device=self.device)) + value / len(micros)
-            terms[f"grad_norm_{phase}"] = self._update(phase, micros[0])
-        return terms
+        phases = self.task.phases(self.step)
+        micros, found = [], []
+        for number, host_batch in enumerate(host_batches):
+            micros.append(send_to_device(host_batch, self.device, non_blocking=True))
+            for phase in phases:
+                terms = self._backward(phase, micros[-1], number, last=number == len(host_batches) - 1)
+                found += [(phase, number, name, value) for name, value in terms.items()]
+            self.log.add_ids(self.task.codebook_ids(), self.task.codebook_size)
+        skipped = {}
+        for phase in phases:
+            norm, skipped[phase] = self.updates[phase].step(self.accelerator)
+            found.append((phase, None, f"grad_norm_{phase}", norm))
+            if phase in self.averages and not skipped[phase]:
+                self.averages[phase].update(self.task.modules[phase], step=self.updates[phase].count)
+        # One transfer a step: reading each number by itself would wait for the device as often.
+        values = torch.stack([value.to(self.device) for *_, value in found]).tolist()
+        terms = [Term(*head, value) for (*head, _), value in zip(found, values, strict=True)]
+        self.guard.check(self.step, terms, skipped, micros)
+        groups: dict[str, list[float]] = {}
+        for term in terms:
+            if not (term.micro is None and skipped[term.phase]):
+                groups.setdefault(term.name, []).append(term.value)
+        return {name: sum(group) / len(group) for name, group in groups.items()}
 
-    def _backward(self, phase: str, batch: dict[str, Any], number: int, count: int) -> dict[str, Tensor]:
+    def _backward(self, phase: str, batch: dict[str, Any], number: int, *, last: bool) -> dict[str, Tensor]:
+        """The loss of a phase on a micro batch, and its gradients; its terms."""
         seed = stable_seed(self.config.seed, phase, self.step, number)
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        module = self.task.wrapped[phase]
-        with nullcontext() if number == count - 1 else self.accelerator.no_sync(module):
+        # Gradients are averaged over processes once, with the last micro batch.
+        wait = nullcontext() if last else self.accelerator.no_sync(self.task.wrapped[phase])
+        with wait, self._only(phase):
             loss, terms = self.task.loss(phase, batch, self.step, generator)
-            terms = {**terms, "total" if phase == "model" else f"total_{phase}": loss}
-            check_finite(terms, phase, self.step, batch, self.folder)
-            self.accelerator.backward(loss / count)
-        return {name: value.detach().float().mean() for name, value in terms.items()}
+            self.accelerator.backward(self.updates[phase].scaler.scale(loss / self.config.gradient_accumulation))
+        # The first module's total is "the" loss.
+        total = "total" if phase == next(iter(self.task.modules)) else f"total_{phase}"
+        return {name: value.detach().float().mean() for name, value in (*terms.items(), (total, loss))}
 
-    def _update(self, phase: str, batch: dict[str, Any]) -> Tensor:
-        """Clip, step, advance the learning rate and the average; the gradient's norm."""
-        optimizer, module = self.optimizers[phase], self.task.modules[phase]
-        self.accelerator.unscale_gradients(optimizer)
-        trained = [parameter for parameter in module.parameters() if parameter.grad is not None]
-        norm = clip_gradients(trained, self.task.optimizer_config(phase).max_grad_norm)
-        if self.config.mixed_precision != "fp16":  # there, the loss scale finds its way by such steps
-            check_finite({"gradient norm": norm}, phase, self.step, batch, self.folder)
-        optimizer.step()
-        skipped = optimizer.step_was_skipped
-        optimizer.zero_grad(set_to_none=True)
-        if not skipped:
-            self.schedulers[phase].step()
-        if phase in self.averages:
-            self.averages[phase].update(module, step=self.step + 1)
-        return norm.detach()
+    @contextmanager
+    def _only(self, phase: str) -> Iterator[None]:
+        """Parameters of other modules take no gradient, though a loss may pass through them."""
+        modules = [module for name, module in self.task.modules.items() if name != phase]
+        others = [p for module in modules for p in module.parameters() if p.requires_grad]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
 
     def _loader(self) -> DataLoader:
         config, accelerator = self.config, self.accelerator
-        dataset = self.task.dataset(train=True)
         sampler = StatelessBatchSampler(
-            len(dataset),
+            len(self.dataset),
             config.batch_size,
             seed=config.seed,
             start_step=self.step,
@@ -250,148 +356,127 @@ class TrainingRun:
             micro_batches=config.gradient_accumulation,
         )
         return DataLoader(
-            dataset,
+            self.dataset,
             batch_sampler=sampler,
             collate_fn=self.task.collate,
             num_workers=config.data.num_workers,
             pin_memory=self.device.type == "cuda",
-            persistent_workers=config.data.num_workers > 0,
         )
 
-    def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        move = {"device": self.device, "non_blocking": True}
-        return {key: value.to(**move) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    def _anyone_stops(self) -> bool:
+        """Whether a signal reached any process: signals come at different steps, and all must stop after the same."""
+        asked = torch.tensor([float(bool(self.stop.signal))], device=self.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum").item())
 
-    def _periodic(self, batch: dict[str, Any]) -> None:
-        """Checkpoints, previews and evaluations when they are due."""
+    def _report(self, rates: dict[str, float], stopping: bool) -> None:
+        """Log lines, previews, evaluations and checkpoints, when they are due; the checkpoint comes last.
+
+        A run that was asked to stop writes its checkpoint at once, without picture or evaluation.
+        """
         config, step = self.config, self.step
-        last = step >= config.steps or self._stop
-        main = self.accelerator.is_main_process
-        if last or step % config.checkpoint_every == 0:
+        last = step >= config.steps
+
+        def due(every: int) -> bool:
+            return every > 0 and (last or step % every == 0)
+
+        save = last or stopping or due(config.checkpoint_every)
+        # The first line shows a collapsed codebook at once; that of a checkpoint leaves nothing unwritten in it.
+        if save or due(config.log_every) or (config.log_every and step == 1):
+            self.metrics |= self.log.line(step, rates)
+        # The first picture shows what the run began with.
+        if (due(config.preview_every) or (config.preview_every and step == 1)) and self.main and not stopping:
+            self._preview()
+        if due(config.eval_every) and not stopping:
+            with self._best_modules() as modules:
+                results = {f"eval/{name}": value for name, value in self.task.evaluate(modules).items()}
+            self.metrics |= results
+            self.log.write(step, results)
+        if save:
             self.save()
-        if main and config.preview_every and (step == 1 or last or step % config.preview_every == 0):
-            picture = self.task.preview(batch, self._best_modules())
-            if picture is not None:
-                (self.folder / "previews").mkdir(exist_ok=True)
-                save_image(picture, self.folder / "previews" / f"step_{step:08d}.png")
-        if main and config.eval_every and (last or step % config.eval_every == 0):
-            results = self.task.evaluate(self._best_modules())
-            self.log.write(step, {f"eval/{name}": value for name, value in results.items()})
 
-    def _best_modules(self) -> dict[str, nn.Module]:
-        """The averaged modules in evaluation mode, or copies where no average is kept."""
-        return {
-            name: (self.averages[name].module if name in self.averages else self._snapshot(name)).eval()
-            for name in self.task.averaged
-        }
+    def _preview(self) -> None:
+        count = min(_PREVIEW_ITEMS, len(self.dataset))
+        items = [self.dataset[(index * len(self.dataset) // count, 0)] for index in range(count)]
+        with self._best_modules() as modules:
+            picture = self.task.preview(send_to_device(self.task.collate(items), self.device), modules)
+        if picture is not None:
+            folder = self.folder / "previews"
+            folder.mkdir(exist_ok=True)
+            save_image(picture, folder / f"step_{self.step:08d}.png")
 
-    def _snapshot(self, name: str) -> nn.Module:
-        """A module with the present weights, built from the configuration of the prepared one."""
-        module = self.task.modules[name]
-        copy = type(module)(module.config).to(self.device)
-        copy.load_state_dict(module.state_dict())
-        return copy
+    def _best_modules(self) -> AbstractContextManager[dict[str, nn.Module]]:
+        return best_modules({name: self.task.modules[name] for name in self.task.averaged}, self.averages)
 
-    # Interruption and checkpoints.
+    def _export(self) -> None:
+        """``final``, in one piece."""
+        if self.main:
+            final, temporary = self.folder / "final", self.folder / ".final.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            with self._best_modules() as modules:
+                self.task.export(temporary, modules)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+        self.accelerator.wait_for_everyone()
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM finish the step, write a checkpoint and end the run; a second one is immediate."""
-
-        def ask(number: int, frame: Any) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-            logger.warning("%s: stopping after this step; run the same command to resume", signal.Signals(number).name)
-
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: whoever runs us handles signals
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    # Checkpoints.
 
     def save(self) -> None:
         """Write a checkpoint of everything (on the main process)."""
+        if self.main and self.step != self._saved_step:
+            tensors: dict[str, Tensor] = {}
+            rest: dict[str, Any] = {"format": _FORMAT, "step": self.step, "config": to_dict(self.config), "updates": {}}
+            for name, part in self._saved_modules().items():
+                tensors |= {f"{name}/{key}": value for key, value in part.state_dict().items()}
+            for name, update in self.updates.items():
+                values, rest["updates"][name] = update.state()
+                tensors |= {f"optimizer/{name}/{key}": value for key, value in values.items()}
+            save_checkpoint(self.folder / "checkpoints", self.step, tensors, rest, keep=self.config.keep_checkpoints)
+        self._saved_step = self.step
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
-        tensors: dict[str, Tensor] = {}
-        rest: dict[str, Any] = {"step": self.step, "config": to_dict(self.config), "optimizers": {}, "schedulers": {}}
-        for name, part in self._saved_modules().items():
-            tensors |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
-        for name, optimizer in self.optimizers.items():
-            values, rest["optimizers"][name] = optimizer_tensors(optimizer, f"optimizer.{name}")
-            tensors |= values
-            rest["schedulers"][name] = {"last_epoch": self.schedulers[name].last_epoch}
-        if self.accelerator.scaler is not None:
-            rest["scaler"] = self.accelerator.scaler.state_dict()
-        save_checkpoint(self.folder / "checkpoints", self.step, tensors, rest, keep=self.config.keep_checkpoints)
 
     def _saved_modules(self) -> dict[str, nn.Module]:
-        task = self.task
-        parts: dict[str, nn.Module] = {f"module.{name}": module for name, module in task.modules.items()}
-        parts |= {f"average.{name}": average.module for name, average in self.averages.items()}
-        return parts | {f"extra.{name}": module for name, module in task.extra.items()}
+        parts: dict[str, nn.Module] = {f"module/{name}": module for name, module in self.task.modules.items()}
+        parts |= {f"average/{name}": average.module for name, average in self.averages.items()}
+        return parts | {f"extra/{name}": module for name, module in self.task.extra.items()}
 
-    def _resume(self) -> None:
-        folder = newest_checkpoint(self.folder / "checkpoints")
-        if folder is None:
-            return
-        tensors, rest = load_checkpoint(folder, device=self.device)
-        changed = changed_keys(rest["config"], to_dict(self.config))
+    def _find_checkpoint(self, resume: bool) -> Path | None:
+        """The checkpoint to go on from, as the main process sees it."""
+        root = self.folder / "checkpoints"
+        step = -1
+        if self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not resume and root.exists():
+                logger.warning("starting afresh: the old checkpoints in %s are removed", root)
+                shutil.rmtree(root)
+            newest = newest_checkpoint(root)
+            step = checkpoint_step(newest) if newest is not None else -1
+        step = int(broadcast(torch.tensor([step], device=self.device)).item())
+        return checkpoint_folder(root, step) if step >= 0 else None
+
+    def _read_checkpoint(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, rest = load_checkpoint(folder)
+        if rest.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"{folder} is of another version of vistok (format {rest.get('format')}, and this one reads {_FORMAT}); "
+                "go on with that version, give the run another `name`, or start anew (--no-resume)"
+            )
+        changed = changed_keys(rest["config"], self.config)
         if changed:
             raise ConfigError(
-                f"{folder} belongs to another configuration: {', '.join(changed)} changed. "
-                "Give the run another name, or start it anew (--fresh)"
+                f"{folder} belongs to another configuration: {', '.join(changed)}. Undo these changes, give the "
+                "run another `name`, or start anew (--no-resume; `vistok train --fresh`), which removes the old run"
             )
-        for name, part in self._saved_modules().items():
-            prefix = f"{name}."
-            part.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        for name, optimizer in self.optimizers.items():
-            load_optimizer(optimizer, f"optimizer.{name}", tensors, rest["optimizers"][name])
-            done = rest["schedulers"][name]["last_epoch"]
-            scheduler = self.schedulers[name]
-            scheduler.last_epoch = done
-            for group, base, factor in zip(
-                scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-            ):
-                group["lr"] = base * factor(done)
-            scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
-        if self.accelerator.scaler is not None and "scaler" in rest:
-            self.accelerator.scaler.load_state_dict(rest["scaler"])
-        self.step = rest["step"]
-        logger.info("resuming from %s", folder)
+        return tensors, rest
 
+    def _load(self, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
-def changed_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys that differ, apart from those that do not make it another run."""
-    out = []
-    for key in sorted(before.keys() | now.keys()):
-        dotted = f"{prefix}{key}"
-        a, b = before.get(key), now.get(key)
-        if dotted in _FREE_KEYS or dotted == "data.num_workers" or a == b:
-            continue
-        out += changed_keys(a, b, f"{dotted}.") if isinstance(a, dict) and isinstance(b, dict) else [dotted]
-    return out
-
-
-def train(config: TrainConfig, *, task: Task | None = None, resume: bool = True, dry_run: bool = False) -> RunResult:
-    """Run a configuration; see ``vistok.train``.
-
-    Args:
-        config: of the run.
-        task: what to train; None builds the configuration's own.
-        resume: go on from the newest checkpoint where there is one.
-        dry_run: two small steps on random pictures on the CPU, in a temporary folder.
-    """
-    from vistok.training import build_task
-
-    if not dry_run:
-        return TrainingRun(config, task or build_task(config), resume=resume).train()
-    with tempfile.TemporaryDirectory(prefix="vistok-dry-run-") as folder:
-        small = dry_run_config(config, folder)
-        return TrainingRun(small, task or build_task(small), resume=False, cpu=True).train()
+        for name, module in self._saved_modules().items():
+            try:
+                module.load_state_dict(part(f"{name}/"))
+            except RuntimeError as error:
+                raise CheckpointError(f"the checkpoint of step {rest['step']} does not fit {name}: {error}") from error
+        for name, update in self.updates.items():
+            update.load(part(f"optimizer/{name}/"), rest["updates"][name])
+        self.step = self._saved_step = rest["step"]

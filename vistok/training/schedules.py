@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import math
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from vistok.training.config import ScheduleConfig
+
 
 def learning_rate(step: int, kind: str, lr: float, end_lr: float, warmup_steps: int, total_steps: int) -> float:
     """The learning rate of optimizer step ``step`` (0-based).
@@ -24,3 +29,25 @@ def linear_anneal(step: int, start: int, end: int) -> float:
     if step <= start:
         return 1.0
     return max(0.0, 1.0 - (step - start) / max(1, end - start))
+
+
+def build_scheduler(
+    optimizer: Optimizer, config: ScheduleConfig, *, lr: float, total_steps: int, done: int = 0
+) -> LambdaLR:
+    """``learning_rate`` as torch's scheduler of an optimizer; its ``last_epoch`` counts the steps taken.
+
+    Args:
+        optimizer: whose groups get the rate.
+        config: the shape.
+        lr: the peak.
+        total_steps: where a cosine arrives at ``end_lr``.
+        done: steps that were taken before, in a run that resumes.
+    """
+
+    def factor(step: int) -> float:
+        return learning_rate(step, config.kind, lr, config.end_lr, config.warmup_steps, total_steps) / lr
+
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = lr
+    # LambdaLR takes one step when it is made.
+    return LambdaLR(optimizer, factor, last_epoch=done - 1)

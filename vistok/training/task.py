@@ -27,10 +27,13 @@ class Task(ABC):
         extra: small modules with buffers that belong into checkpoints (running averages).
         averaged: names of the modules that an average is kept of, and that are exported.
         codebook_size: number of ids, for the codebook's statistics; 0 for none.
+        find_unused_parameters: True if a loss may leave out some of its module's parameters, which
+            distributed training must know (and which costs it time).
     """
 
     averaged: tuple[str, ...] = ("model",)
     codebook_size: int = 0
+    find_unused_parameters: bool = False
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -66,18 +69,39 @@ class Task(ABC):
     def loss(
         self, phase: str, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one phase on a micro batch, a mean over its items, and its named terms."""
+        """The loss of one phase on a micro batch, and its named terms.
+
+        The phases of a micro batch follow each other, before any weight changes: a phase may leave
+        what a later one needs (a detached reconstruction) in ``batch``. While a phase runs, the
+        parameters of the other modules take no gradient.
+
+        Args:
+            phase: name of the module to be updated.
+            batch: this process's part, on the device.
+            step: optimizer steps done before (0-based).
+            generator: a CPU generator for the phase's draws, equal in all processes; torch's own
+                generators are seeded with the same number.
+        Returns:
+            a scalar, the mean over the items of the batch (so that the mean over processes is that
+            of the joint batch), and scalars to be logged as ``train/NAME``.
+        """
 
     def codebook_ids(self) -> Tensor | None:
         """Ids of the last micro batch, for the codebook's statistics."""
         return None
 
     def preview(self, batch: dict[str, Any], modules: dict[str, nn.Module]) -> Tensor | None:
-        """A picture [3, H, W] in [0, 1] of what the (averaged) modules make of a batch."""
+        """A picture [3, H, W] in [0, 1] of what the (averaged) modules make of a batch.
+
+        Called on the main process only, always with the same few training items.
+        """
         return None
 
     def evaluate(self, modules: dict[str, nn.Module]) -> dict[str, float]:
-        """Numbers of the (averaged) modules on held-out data."""
+        """Numbers of the (averaged) modules on held-out data, logged as ``eval/NAME``.
+
+        Called on all processes, which may share the work; the main one's numbers are logged.
+        """
         return {}
 
     @abstractmethod
