@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_models import BASE, KINDS, make, pictures
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vistok.errors import CheckpointError, ConfigError, VistokError
 from vistok.hub import create_model, empty_model, from_pretrained, read_state
@@ -90,17 +91,18 @@ def test_an_empty_model_has_sizes_and_no_values() -> None:
     assert fsq.quantizer.levels.tolist() == [4, 3, 5, 2], "tables that are not saved are needed at once"
 
 
-def test_empty_models_come_quickly() -> None:
+def test_nothing_is_drawn_for_an_empty_model() -> None:
     """Drawing for meta tensors would import torch's compiler and sympy: seconds at every start."""
-    import subprocess
-    import sys
+    called = []
 
-    code = (
-        "import sys\nfrom vistok.hub import empty_model\nfrom vistok.models.titok import TiTok, TiTokConfig\n"
-        "empty_model(TiTok, TiTokConfig(encoder='tiny', decoder='tiny', head='vqgan'))\n"
-        "sys.exit('sympy' in sys.modules or 'torch._dynamo' in sys.modules)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Record():
+        empty_model(TiTok, KINDS["vq_legacy"])
+    assert called and not [name for name in called if "normal" in name or "uniform" in name]
 
 
 # Making.
@@ -157,7 +159,7 @@ def test_a_pickle_with_an_object_is_refused_and_not_run(suffix: str, legacy: boo
     path, target = tmp_path / f"evil{suffix}", tmp_path / "it_ran"
     state = {"latent_tokens": torch.zeros(2), "evil": _Runs(target)}
     torch.save(state, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match="evil.*holds objects, which vistok does not load"):
+    with pytest.raises(CheckpointError, match=r"evil.*holds objects, which vistok does not load"):
         from_pretrained(path)
     path.write_bytes(pickle.dumps(state["evil"]))
     with pytest.raises(CheckpointError, match="evil"):
@@ -288,9 +290,9 @@ def test_places_without_weights(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the folder .*empty has none of model\.safetensors"):
         from_pretrained(tmp_path / "empty")
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match="the folder .*has none of"):
+    with pytest.raises(CheckpointError, match=r"the folder .*has none of"):
         from_pretrained(tmp_path / "folder.safetensors")
-    with pytest.raises(CheckpointError, match="not a checkpoint|cannot be read"):
+    with pytest.raises(CheckpointError, match=r"cannot be read"):
         read_state(tmp_path / "folder.safetensors")
     with pytest.raises(CheckpointError, match=r"is not a checkpoint: wanted \.safetensors"):
         (tmp_path / "notes.txt").write_text("hello")
@@ -315,7 +317,7 @@ def test_missing_files_are_not_taken_for_hub_ids(where: str) -> None:
 )
 def test_offline_hub_ids_fail_quickly_and_say_what_to_do(where: str) -> None:
     start = time.perf_counter()
-    with pytest.raises(CheckpointError, match="cannot be fetched from the Hugging Face hub.*on this machine"):
+    with pytest.raises(CheckpointError, match=r"cannot be fetched from the Hugging Face hub.*on this machine"):
         from_pretrained(where)
     assert time.perf_counter() - start < 5.0
 
@@ -475,7 +477,7 @@ def test_one_changed_tensor_changes_the_hash(name: str) -> None:
     model = make("vq_pixels")
     before = model.weight_hash()
     with torch.no_grad():
-        model.get_parameter(name).mul_(1.001)
+        model.get_parameter(name).add_(1e-4)
     assert model.weight_hash() != before
 
 

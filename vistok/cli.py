@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ _DATA_HELP = "folder:PATH, emoji:, emoji:CATEGORY, photos:, wds:PATTERN, hfds:NA
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status. Errors of users' making are one clear line (``--debug`` shows more)."""
+    # Threads that wait for work by spinning take the cores from those that have some, wherever a
+    # machine is shared; read once, when torch is imported, which no line above this one does.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = build_parser()
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
@@ -106,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("config", type=Path, help="a YAML file; see configs/")
     sub.add_argument("overrides", nargs="*", help="a.b=value, read as YAML")
-    sub.add_argument("--fresh", action="store_true", help="start anew instead of resuming; the run's checkpoints are removed")
+    sub.add_argument("--no-resume", action="store_true", help="start anew; the run's checkpoints are removed")
     sub.add_argument("--dry-run", action="store_true", help="two small steps on random pictures, offline")
 
     sub = _command(commands, "eval", None, "measure models", "vistok eval recon --model runs/tiny/final --data emoji:")
@@ -370,7 +374,7 @@ def _decode(args: argparse.Namespace) -> dict[str, Any]:
 def _train(args: argparse.Namespace) -> dict[str, Any]:
     from vistok.training import train
 
-    result = train(args.config, args.overrides, resume=not args.fresh, dry_run=args.dry_run)
+    result = train(args.config, args.overrides, resume=not args.no_resume, dry_run=args.dry_run)
     _say(args, f"step {result.step}; {'dry run: nothing was kept' if args.dry_run else result.folder}")
     return {"step": result.step, "folder": str(result.folder), "metrics": result.metrics}
 

@@ -37,6 +37,19 @@ def load_config(cls: type[T], path: str | Path, overrides: Iterable[str] = ()) -
     return from_dict(cls, apply_overrides(load_yaml(path), overrides), where=str(path))
 
 
+def embedded_config(name: str) -> Path:
+    """The path of a configuration that comes with vistok, as ``titok/tiny.yaml``: in a wheel, or in a clone.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    package = Path(__file__).resolve().parent
+    for root in (package / "configs", package.parent / "configs"):
+        if (root / name).is_file():
+            return root / name
+    raise ConfigError(f"vistok has no configuration {name}; look into configs/")
+
+
 def load_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a YAML mapping and merge it over its ``base:`` parents."""
     path = Path(path)

@@ -214,11 +214,8 @@ class _SkipMetaDraws(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         tensor = args[0] if args else kwargs.get("tensor")
-        if (
-            getattr(function, "__name__", "") in ("normal_", "uniform_")
-            and isinstance(tensor, Tensor)
-            and tensor.is_meta
-        ):
+        draws = getattr(function, "__name__", "").endswith(("normal_", "uniform_"))
+        if draws and isinstance(tensor, Tensor) and tensor.is_meta:
             return tensor
         return function(*args, **kwargs)
 

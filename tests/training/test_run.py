@@ -100,7 +100,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, command in (("two", torchrun), ("one", [sys.executable])):
-        done = subprocess.run([*command, str(script), str(tmp_path / name)], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, str(script), str(tmp_path / name)], env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[-3000:]
     one = load_file(tmp_path / "one" / "rank0.safetensors")
     two = [load_file(tmp_path / "two" / f"rank{rank}.safetensors") for rank in (0, 1)]
@@ -120,7 +122,9 @@ def first_gradients(folder: str) -> None:
 
     def spy(phase, update):
         def step(accelerator):
-            kept.update({f"{phase}.{n}": p.grad.clone() for n, p in update.module.named_parameters() if p.grad is not None})
+            kept.update(
+                {f"{phase}.{n}": p.grad.clone() for n, p in update.module.named_parameters() if p.grad is not None}
+            )
             return type(update).step(update, accelerator)
 
         return step
@@ -161,7 +165,11 @@ def test_another_configuration_does_not_take_over_a_run(tmp_path: Path) -> None:
 
 
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_batch(tmp_path: Path) -> None:
-    config = tiny(tmp_path, optimizer=replace(tiny(tmp_path).optimizer, lr=1e30, max_grad_norm=0.0), schedule=replace(tiny(tmp_path).schedule, warmup_steps=0))
+    config = tiny(
+        tmp_path,
+        optimizer=replace(tiny(tmp_path).optimizer, lr=1e30, max_grad_norm=0.0),
+        schedule=replace(tiny(tmp_path).schedule, warmup_steps=0),
+    )
     with pytest.raises(NonFiniteError, match=r"reconstruction|total|grad_norm") as error:
         train(config)
     saved = sorted((tmp_path / "tiny").glob("nonfinite_step_*/*.safetensors"))
@@ -180,7 +188,9 @@ def test_the_run_learns_and_exports_the_average(tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert 0.0 < lines[0]["codebook/usage"] <= 1.0 and any("eval/psnr" in line for line in lines)
     model = from_pretrained(result.folder / "final")
-    averages = {k.removeprefix("average/model/"): v for k, v in final_state(tmp_path).items() if k.startswith("average/model/")}
+    averages = {
+        k.removeprefix("average/model/"): v for k, v in final_state(tmp_path).items() if k.startswith("average/model/")
+    }
     assert equal(dict(model.state_dict()), averages)
     assert len(list((result.folder / "previews").glob("*.png"))) == 3
     assert load_config(TrainConfig, result.folder / "config.yaml") == config
@@ -200,5 +210,7 @@ def test_every_recipe_runs_dry(kind: str, tmp_path: Path) -> None:
     small_run = dry_run_config(config, tmp_path)
     result = TrainingRun(small_run, build_task(small_run), resume=False, cpu=True).train()
     assert result.step == 2 and result.finished
-    expected = {"train/reconstruction", "train/total"} | ({"train/perceptual", "train/adversarial"} if kind != "stage1" else set())
+    expected = {"train/reconstruction", "train/total"} | (
+        {"train/perceptual", "train/adversarial"} if kind != "stage1" else set()
+    )
     assert expected <= result.metrics.keys()

@@ -89,14 +89,14 @@ class LPIPS(_FrozenNetwork):
         Raises:
             CheckpointError: the weights are not to be had; the message says where to put them.
         """
-        model = cls()
+        linear = _load_torch(_lpips_heads(heads))
         features = _load_torch(_find_weights(vgg, _VGG_URL, download, "LPIPS (VGG16)"))
+        model = cls()
         for index, layers in enumerate(model.slices):
             first, last = _VGG_SLICES[index]
             own = {f"{i}.{kind}" for i in range(first, last + 1) for kind in ("weight", "bias")}
             state = {key: features[f"features.{key}"] for key in own if f"features.{key}" in features}
             layers.load_state_dict(state)
-        linear = _load_torch(_lpips_heads(heads))
         for index, head in enumerate(model.heads):
             head.data.copy_(linear[f"lin{index}.model.1.weight"].flatten())
         return model
@@ -128,8 +128,9 @@ class ConvNextLogits(_FrozenNetwork):
     @classmethod
     def pretrained(cls, *, weights: str | Path | None = None, download: bool = True) -> ConvNextLogits:
         """torchvision's IMAGENET1K_V1 weights, from ``weights``, torch's cache or a download."""
+        state = _load_torch(_find_weights(weights, _CONVNEXT_URL, download, "ConvNeXt-S"))
         model = cls()
-        model.network.load_state_dict(_load_torch(_find_weights(weights, _CONVNEXT_URL, download, "ConvNeXt-S")))
+        model.network.load_state_dict(state)
         return model
 
 

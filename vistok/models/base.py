@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vistok.config import from_dict, to_dict
 from vistok.errors import CheckpointError, VistokError
+from vistok.registry import ModelCard, cards
 from vistok.tokens import Tokens
 
 CONFIG_FILE = "config.json"
@@ -40,6 +41,11 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="vistok", ta
         self.config = config
         self.name = ""
         self._hash: tuple[int, str] = (-1, "")
+
+    @property
+    def card(self) -> ModelCard | None:
+        """What is known about the model of this name; None for one without a registered name."""
+        return cards().get(self.name)
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,32 @@
-"""Test-time search: spend computation on choosing among tokens instead of on parameters."""
+"""Test-time search over tokens. The package itself can be called: ``vistok.search(...)`` is ``vistok.search.search(...)``."""
 
-from vistok.search.run import Cost, SearchResult, search
-from vistok.search.verifiers import Likelihood, Verifier
+from __future__ import annotations
 
-__all__ = ["Cost", "Likelihood", "SearchResult", "Verifier", "search"]
+import sys
+from types import ModuleType
+from typing import Any
+
+from vistok.search.result import Cost, SearchResult, SearchStep
+from vistok.search.run import METHODS, search
+from vistok.search.verifiers import VERIFIERS, LikelihoodVerifier, Verifier
+
+__all__ = [
+    "METHODS",
+    "VERIFIERS",
+    "Cost",
+    "LikelihoodVerifier",
+    "SearchResult",
+    "SearchStep",
+    "Verifier",
+    "search",
+]
+
+
+class _CallableModule(ModuleType):
+    """Importing this package puts it in the way of the function of the same name, so it stands in for it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> SearchResult:
+        return search(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

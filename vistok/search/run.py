@@ -1,142 +1,131 @@
-"""``search``: one door to all methods, and what every method returns."""
+"""``search``: spend compute on choosing among tokens instead of on a larger model (arXiv:2604.15453)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vistok.errors import VistokError, nearest
-from vistok.generate.sampling import derive_seed
-from vistok.search.verifiers import Verifier, make_verifier
-from vistok.tokens import Tokens
+from vistok.generate.base import Generator
+from vistok.generate.sampling import row_seeds
+from vistok.models.base import Tokenizer
+from vistok.search.best_of_n import best_of_n
+from vistok.search.context import SearchContext
+from vistok.search.result import SearchResult, SearchStep
+from vistok.search.verifiers import Verifier, as_verifier
 
-if TYPE_CHECKING:
-    from vistok.generate import Generator
-    from vistok.models.base import Tokenizer
-
-
-@dataclass
-class Cost:
-    """What a search spent.
-
-    Attributes:
-        token_forwards: positions that went through the generator to draw candidates.
-        decoded_images: images that the tokenizer decoded, for scoring and for the result.
-        verifier_calls: candidates that were scored.
-        seconds: wall-clock time.
-    """
-
-    token_forwards: int = 0
-    decoded_images: int = 0
-    verifier_calls: int = 0
-    seconds: float = 0.0
+Method = Callable[[SearchContext, int], tuple[tuple[SearchStep, ...], "Tensor | None"]]
+METHODS: dict[str, Method] = {"best_of_n": best_of_n}
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """The best of what was found, a row a condition.
-
-    Attributes:
-        tokens: B rows.
-        images: [B, 3, H, W] in [0, 1].
-        scores: float [B], the verifier's.
-        history: for every row its candidates' scores in the order they were tried.
-        cost: what it took, for all rows.
-    """
-
-    tokens: Tokens
-    images: Tensor
-    scores: Tensor
-    history: list[list[float]] = field(default_factory=list)
-    cost: Cost = field(default_factory=Cost)
-
-
-@torch.no_grad()
 def search(
     generator: Generator,
-    tokenizer: Tokenizer,
-    condition: Any,
+    tokenizer: Tokenizer | None,
+    condition: Any = None,
     *,
     method: str = "best_of_n",
-    verifier: str | Callable[..., Tensor] = "likelihood",
+    verifier: str | Verifier | Callable[[Tensor, Any], Tensor] = "likelihood",
     budget: int = 8,
-    seeds: Sequence[int] | None = None,
+    num_results: int = 1,
+    length: int | None = None,
+    seeds: int | Sequence[int] | Tensor | None = None,
     batch_size: int = 256,
+    decode: bool = True,
     **sampling: Any,
 ) -> SearchResult:
-    """Search for tokens that a verifier likes.
+    """Search for the tokens that a verifier likes best, for each of B conditions.
 
     Args:
         generator: draws candidates.
-        tokenizer: decodes them.
-        condition: a sequence of conditions, one a row of the result; None stands for no condition.
-        method: ``best_of_n``: draw ``budget`` candidates of each row, keep the best.
-        verifier: ``likelihood``, or a callable (images, condition) -> scores [N], higher is better.
-        budget: candidates of each row. Seeds are nested: a larger budget tries the smaller one's
-            candidates too, so it never ends with a lower score.
-        seeds: one a row; default 0, 1, 2, ...
-        batch_size: candidates at a time.
-        sampling: of the generator (temperature, top_k, cfg_scale, ...).
+        tokenizer: decodes them; may be None where neither the verifier nor the caller wants images.
+        condition: one condition, or a sequence of B; as ``generator.generate`` takes it.
+        method: ``best_of_n``.
+        verifier: ``likelihood``, a ``Verifier``, or a function of (images, condition) -> scores [N],
+            where ``condition`` is a list with one a candidate.
+        budget: for best-of-N, the candidates a condition.
+        num_results: winners to return for each condition, at most ``budget``.
+        length: tokens a candidate, for ordered tokenizers; None is all.
+        seeds: one a condition; or one number for all. Under one seed, candidates are nested: a larger
+            budget tries all that a smaller one tries, and its first candidate is what ``generate`` draws.
+        batch_size: rows at a time, in every model.
+        decode: give images of the winners.
+        sampling: differences from the generator's defaults, as ``temperature=0.9``.
     Raises:
-        VistokError: unknown method or verifier, a budget below 1, seeds that do not match.
+        VistokError: unknown method, verifier or option; models that do not fit each other; bad scores.
     """
-    if method != "best_of_n":
-        raise VistokError(f"there is no search method {method!r}; {nearest(method, ['best_of_n'])}")
-    if budget < 1:
-        raise VistokError(f"the budget is one candidate or more, got {budget}")
-    conditions = list(condition) if isinstance(condition, (list, tuple, Tensor)) else [condition]
-    seeds = list(range(len(conditions))) if seeds is None else list(seeds)
-    if len(seeds) != len(conditions):
-        raise VistokError(f"{len(conditions)} conditions want as many seeds, got {len(seeds)}")
     start = time.perf_counter()
-    cost = Cost()
-    judge = make_verifier(verifier, generator)
-    scores, candidates = _draw(generator, tokenizer, conditions, seeds, budget, judge, batch_size, cost, sampling)
-    best = scores.argmax(dim=1)  # the first of equal ones
-    tokens = candidates[torch.arange(len(conditions)) * budget + best]
-    images = torch.cat([tokenizer.decode(part).cpu() for part in tokens.split(batch_size)])
-    cost.decoded_images += len(images)
-    cost.seconds = time.perf_counter() - start
-    return SearchResult(tokens, images, scores.gather(1, best[:, None])[:, 0], scores.tolist(), cost)
-
-
-def _draw(
-    generator: Generator,
-    tokenizer: Tokenizer,
-    conditions: list[Any],
-    seeds: list[int],
-    budget: int,
-    judge: Verifier,
-    batch_size: int,
-    cost: Cost,
-    sampling: dict[str, Any],
-) -> tuple[Tensor, Tokens]:
-    """All candidates, a row's side by side, and their scores [B, budget]."""
-    # The first candidate has the row's own seed, so that a budget of one is plain sampling.
-    keys = [
-        (row, seeds[row] if number == 0 else derive_seed(seeds[row], number))
-        for row in range(len(conditions))
-        for number in range(budget)
-    ]
-    parts, scores = [], []
-    for start in range(0, len(keys), batch_size):
-        chunk = keys[start : start + batch_size]
-        given = [conditions[row] for row, _ in chunk]
-        drawn = generator.generate(given, seeds=[seed for _, seed in chunk], **sampling)
-        cost.token_forwards += drawn.token_forwards
+    if method not in METHODS:
+        raise VistokError(f"there is no search method {method!r}; {nearest(method, METHODS)}")
+    judge = as_verifier(verifier, generator)
+    length = generator.num_tokens if length is None else length
+    _check_numbers(budget, num_results, batch_size)
+    _check_models(generator, tokenizer, length, needs_images=judge.needs_images)
+    conditions = condition_rows(condition)
+    generator.encode_condition(conditions)  # an unknown condition is an error before any work is done
+    context = SearchContext(
+        generator=generator,
+        tokenizer=tokenizer,
+        verifier=judge,
+        conditions=conditions,
+        seeds=row_seeds(len(conditions), seeds),
+        length=length,
+        sampling=sampling,
+        num_results=num_results,
+        batch_size=batch_size,
+    )
+    history, images = METHODS[method](context, budget)
+    last = history[-1]
+    scores = last.scores.gather(1, last.kept)
+    rows = last.kept + torch.arange(len(conditions))[:, None] * last.scores.shape[1]
+    tokens = last.tokens[rows.flatten()]
+    if not decode or tokenizer is None:
         images = None
-        if judge.needs_images:
-            images = tokenizer.decode(drawn.tokens)
-            cost.decoded_images += len(images)
-        values = judge(images, given, drawn.tokens)
-        if values.shape != (len(chunk),):
-            raise VistokError(f"the verifier gave scores {list(values.shape)} for {len(chunk)} candidates")
-        cost.verifier_calls += len(chunk)
-        scores.append(values.detach().float().cpu())
-        parts.append(drawn.tokens.to("cpu"))
-    return torch.cat(scores).view(len(conditions), budget), Tokens.cat(parts)
+    elif images is None:
+        images = context.decode(tokens)
+    context.cost.seconds = time.perf_counter() - start
+    return SearchResult(
+        tokens=tokens,
+        images=images,
+        scores=scores.flatten(),
+        history=history,
+        cost=context.cost,
+        method=method,
+        verifier=judge.name,
+    )
+
+
+def condition_rows(condition: Any) -> list[Any]:
+    """One condition or many -> a list of them."""
+    if isinstance(condition, Tensor):
+        return condition.reshape(-1).tolist() if condition.ndim < 2 else list(condition)
+    if condition is None or isinstance(condition, (str, int)) or not hasattr(condition, "__iter__"):
+        return [condition]
+    return list(condition)
+
+
+def _check_numbers(budget: int, num_results: int, batch_size: int) -> None:
+    if budget < 1 or batch_size < 1:
+        raise VistokError(f"budget and batch_size are 1 or more, got {budget} and {batch_size}")
+    if not 1 <= num_results <= budget:
+        raise VistokError(f"num_results is 1 to budget={budget}, got {num_results}")
+
+
+def _check_models(generator: Generator, tokenizer: Tokenizer | None, length: int, *, needs_images: bool) -> None:
+    if tokenizer is None:
+        if needs_images:
+            raise VistokError("this verifier looks at images, so the search needs a tokenizer to decode with")
+        return
+    name = tokenizer.name or tokenizer.family
+    if tokenizer.codebook_size != generator.codebook_size:
+        raise VistokError(
+            f"the generator makes tokens of the codebook {generator.codebook_size}, "
+            f"and {name} decodes {tokenizer.codebook_size}; use the tokenizer it was trained with"
+        )
+    if not 1 <= length <= tokenizer.num_tokens:
+        raise VistokError(f"{name} decodes 1 to {tokenizer.num_tokens} tokens, got length={length}")
+    if length < tokenizer.num_tokens and not (tokenizer.ordered or tokenizer.adaptive):
+        raise VistokError(f"{name} decodes {tokenizer.num_tokens} tokens and no fewer, got length={length}")

@@ -464,7 +464,7 @@ class TrainingRun:
         if changed:
             raise ConfigError(
                 f"{folder} belongs to another configuration: {', '.join(changed)}. Undo these changes, give the "
-                "run another `name`, or start anew (--no-resume; `vistok train --fresh`), which removes the old run"
+                "run another `name`, or start anew (--no-resume), which removes the old run"
             )
         return tensors, rest
 

@@ -17,6 +17,7 @@ from vistok.errors import ConfigError
 from vistok.hub import from_pretrained
 from vistok.losses.tokenizer import TokenizerLoss, TokenizerLossConfig
 from vistok.models.base import Tokenizer
+from vistok.seeds import stable_seed
 from vistok.training.config import OptimizerConfig, TrainConfig
 from vistok.training.task import Task, make_model
 
@@ -122,6 +123,8 @@ class TokenizerTask(Task):
             return self.losses.discriminate(*logits.chunk(2))
         text = self.frozen["text"](batch["caption"]) if "text" in self.frozen else None
         kwargs = {} if text is None else {"text": text}
+        if self.model.continuous:
+            kwargs["noise"] = self._noise(batch, step)
         outputs = self.wrapped["model"](images, generator=generator, **kwargs)
         self._ids = outputs.get("ids")
         codes = None
@@ -131,6 +134,15 @@ class TokenizerTask(Task):
         else:
             batch["reconstruction"] = outputs["reconstruction"].detach().float()  # for the discriminator
         return self.losses.generator(outputs, images, step, codes=codes)
+
+    def _noise(self, batch: dict[str, Any], step: int) -> Tensor:
+        """The posterior's noise [B, N, C], each picture's its own, however the batch is cut or shared out."""
+        shape = (self.model.num_tokens, self.model.config.code_dim)
+        rows = []
+        for index in batch["index"].tolist():
+            generator = torch.Generator().manual_seed(stable_seed(self.config.seed, "noise", step, index))
+            rows.append(torch.randn(shape, generator=generator))
+        return torch.stack(rows).to(batch["image"].device)
 
     def codebook_ids(self) -> Tensor | None:
         """Ids [B, N] of the last micro batch."""
