@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_images(sub)
     sub.add_argument("--out", type=Path, required=True, help="the .vtk file to write")
-    sub.add_argument("--length", type=int, help="keep this many leading tokens (ordered tokenizers only)")
+    sub.add_argument("--length", type=_positive, help="keep this many leading tokens (ordered tokenizers only)")
 
     sub = _command(
         commands, "decode", _decode, "a .vtk token file to pictures", "vistok decode photos.vtk --model runs/tiny/final --out decoded/"
@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("tokens", type=Path, help="a .vtk file")
     _add_model(sub)
     sub.add_argument("--out", type=Path, required=True, help="folder for the PNG files")
-    sub.add_argument("--length", type=int, help="decode only this many leading tokens (ordered tokenizers only)")
+    sub.add_argument("--length", type=_positive, help="decode only this many leading tokens (ordered tokenizers only)")
 
     sub = _command(
         commands,
@@ -187,9 +187,14 @@ def _say(args: argparse.Namespace, text: str) -> None:
 def _device(name: str) -> str:
     import torch
 
-    if name and name.split(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise VistokError(f"--device {name}: torch sees no CUDA device here; leave --device away to use the CPU")
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not name:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise VistokError(f"--device {name} cannot be used here ({reason}); leave --device away to use what is here") from error
+    return name
 
 
 def _load(args: argparse.Namespace) -> Any:
@@ -269,15 +274,13 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
 
 def _size(name: str) -> dict[str, Any]:
     """Number of values and tokens of a registered model, without allocating it."""
-    import torch
-
     from vistok.config import from_dict
+    from vistok.hub import empty_model
     from vistok.registry import get_card, model_class
 
     card = get_card(name)
     cls = model_class(card.family)
-    with torch.device("meta"):
-        model = cls(from_dict(cls.config_class, card.config, where=name))
+    model = empty_model(cls, from_dict(cls.config_class, card.config, where=name))
     out: dict[str, Any] = {"values": sum(tensor.numel() for tensor in model.state_dict().values())}
     for key in ("num_tokens", "codebook_size", "ordered", "adaptive", "continuous", "conditional"):
         if hasattr(model, key):
@@ -286,11 +289,11 @@ def _size(name: str) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> dict[str, Any]:
-    from vistok.hub import from_pretrained, save_published
+    from vistok.hub import CHECKPOINT_SUFFIXES, from_pretrained, save_published
 
     model = from_pretrained(args.source)
     if args.to == "vistok":
-        if args.target.suffix or args.target.is_file():
+        if args.target.suffix in CHECKPOINT_SUFFIXES or args.target.is_file():
             raise VistokError(f"the vistok layout is a folder, and {args.target} looks like a file; drop its suffix, or use --to published")
         model.save_pretrained(args.target)
     else:
@@ -354,13 +357,12 @@ def _decode(args: argparse.Namespace) -> dict[str, Any]:
     model = _load(args)
     if tokens.weight_hash and tokens.weight_hash != model.weight_hash():
         print(
-            f"vistok: warning: {args.tokens} was encoded with other weights ({tokens.model} {tokens.weight_hash}) "
+            f"vistok: warning: {args.tokens} was encoded with other weights ({tokens.model or tokens.family} {tokens.weight_hash}) "
             f"than {args.model} has ({model.weight_hash()})",
             file=sys.stderr,
         )
     if args.length is not None:
         tokens = tokens.truncate(args.length)
-    args.out.mkdir(parents=True, exist_ok=True)
     written = []
     for part in tokens.split(args.batch_size):
         for image in model.decode(part, condition=_condition(model, args.caption, len(part))):

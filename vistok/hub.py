@@ -26,7 +26,7 @@ from vistok.errors import CheckpointError, ConfigError, VistokError, nearest
 from vistok.models.base import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, key_report
 from vistok.registry import ModelCard, cards, get_card, list_models, model_class
 
-_TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
+CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 _WRAPPERS = ("state_dict", "model", "ema")
 
@@ -176,10 +176,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        if path.suffix not in _TORCH_SUFFIXES:
-            raise CheckpointError(
-                f"{path} is not a checkpoint: wanted .safetensors, {', '.join(sorted(_TORCH_SUFFIXES))}"
-            )
+        if path.suffix not in CHECKPOINT_SUFFIXES:
+            raise CheckpointError(f"{path} is not a checkpoint: wanted {', '.join(CHECKPOINT_SUFFIXES)}")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except CheckpointError:
         raise

@@ -10,8 +10,8 @@ CARDS = (
         family="titok",
         config={
             "image_size": 64,
-            "patch_size": 8,
-            "decoder_patch_size": 8,
+            "patch_size": 16,
+            "decoder_patch_size": 16,
             "encoder": {"width": 128, "depth": 2, "num_heads": 4},
             "decoder": {"width": 128, "depth": 3, "num_heads": 4},
             "num_tokens": 32,

@@ -8,6 +8,7 @@ fp32, and see reconstructions without clamping. torchvision brings the architect
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import CheckpointError, ConfigError
+from vistok.hub import read_state
+from vistok.models.base import key_report
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +56,9 @@ class LPIPS(_FrozenNetwork):
 
     def __init__(self) -> None:
         super().__init__()
-        from torchvision.models import vgg16
+        from torchvision.models.vgg import cfgs, make_layers
 
-        layers = list(vgg16(weights=None).features.children())
+        layers = list(make_layers(cfgs["D"]))  # VGG16 without its classifier, which is nine tenths of it
         self.slices = nn.ModuleList(
             nn.Sequential(OrderedDict((str(i), layers[i]) for i in range(first, last + 1))) for first, last in _VGG_SLICES
         )
@@ -89,16 +92,18 @@ class LPIPS(_FrozenNetwork):
         Raises:
             CheckpointError: the weights are not to be had; the message says where to put them.
         """
-        linear = _load_torch(_lpips_heads(heads))
-        features = _load_torch(_find_weights(vgg, _VGG_URL, download, "LPIPS (VGG16)"))
+        heads = _lpips_heads(heads)
+        linear = read_state(heads)
+        vgg = _find_weights(vgg, _VGG_URL, download, "LPIPS (VGG16)")
+        features = read_state(vgg)
         model = cls()
-        for index, layers in enumerate(model.slices):
-            first, last = _VGG_SLICES[index]
-            own = {f"{i}.{kind}" for i in range(first, last + 1) for kind in ("weight", "bias")}
+        for layers in model.slices:
+            own = layers.state_dict().keys()
             state = {key: features[f"features.{key}"] for key in own if f"features.{key}" in features}
-            layers.load_state_dict(state)
-        for index, head in enumerate(model.heads):
-            head.data.copy_(linear[f"lin{index}.model.1.weight"].flatten())
+            _load_strictly(layers, state, vgg, "LPIPS (VGG16)")
+        state = {key: value.flatten() for key, value in linear.items()}
+        state = {str(i): state[f"lin{i}.model.1.weight"] for i in range(5) if f"lin{i}.model.1.weight" in state}
+        _load_strictly(model.heads, state, heads, "LPIPS (linear heads)")
         return model
 
 
@@ -128,9 +133,10 @@ class ConvNextLogits(_FrozenNetwork):
     @classmethod
     def pretrained(cls, *, weights: str | Path | None = None, download: bool = True) -> ConvNextLogits:
         """torchvision's IMAGENET1K_V1 weights, from ``weights``, torch's cache or a download."""
-        state = _load_torch(_find_weights(weights, _CONVNEXT_URL, download, "ConvNeXt-S"))
+        path = _find_weights(weights, _CONVNEXT_URL, download, "ConvNeXt-S")
+        state = read_state(path)
         model = cls()
-        model.network.load_state_dict(state)
+        _load_strictly(model.network, state, path, "ConvNeXt-S")
         return model
 
 
@@ -162,7 +168,9 @@ def _parse_spec(spec: str) -> dict[str, float]:
     parts = spec.split("-")
     try:
         if parts[:2] == ["lpips", "convnext_s"] and len(parts) == 4:
-            return {"lpips": float(parts[2]), "convnext_s": float(parts[3])}
+            weights = {"lpips": float(parts[2]), "convnext_s": float(parts[3])}
+            if 0.0 < sum(weights.values()) < math.inf:
+                return weights
     except ValueError:
         pass
     raise ConfigError(f"the perceptual loss is lpips, convnext_s, or lpips-convnext_s-A-B as in lpips-convnext_s-1.0-0.1; got {spec!r}")
@@ -186,9 +194,10 @@ def _find_weights(path: str | Path | None, url: str, download: bool, what: str) 
         try:
             logger.info("downloading the weights of %s", what)
             cached.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(cached), progress=False)
+            start_of_hash = cached.stem.rsplit("-", 1)[1]
+            torch.hub.download_url_to_file(url, str(cached), hash_prefix=start_of_hash, progress=False)
             return cached
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter: another hash
             raise CheckpointError(f"{what}: {url} cannot be fetched ({error}); put the file at {cached}") from error
     raise CheckpointError(f"{what}: the weights are not on this machine; put {url} at {cached}")
 
@@ -204,5 +213,8 @@ def _lpips_heads(path: str | Path | None) -> Path:
     return Path(package.origin).parent / "weights" / "v0.1" / "vgg.pth"
 
 
-def _load_torch(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _load_strictly(module: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> None:
+    report = key_report(module.state_dict(), state)
+    if report:
+        raise CheckpointError(f"{what}: {path} holds other weights:\n{report}")
+    module.load_state_dict(state)

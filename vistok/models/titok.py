@@ -49,7 +49,7 @@ SIZES = {
     "large": TransformerSize(1024, 24, 16),
 }
 # Log-uniform tail drop keeps everything this often, so that the full length is not undertrained.
-_FULL_LENGTH_SHARE = 0.3
+_FULL_LENGTH_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TiTokConfig:
             tokens. Their weights only work that way; leave it off for new models.
         vqgan: the proxy's sizes, for the heads ``proxy`` and ``vqgan``.
         text_length, text_dim: positions and channels of the text features of TA-TiTok; 0 for none.
-        tail_drop: ``none``, ``uniform`` (One-D-Piece) or ``log_uniform`` (house; 30 % full length).
+        tail_drop: ``none``, ``uniform`` (One-D-Piece) or ``log_uniform`` (house; half of the steps at full length).
         init: ``random``, or ``linear`` (call ``fit_linear`` with training images before training).
     """
 
@@ -410,6 +410,9 @@ class TiTok(Tokenizer):
         if self.config.init == "linear":
             # The transformers start as "add nothing"; what feeds tokens into the decoder must not
             # start small, or the gradient that would order them never arrives.
+            for name, module in self.named_modules():
+                if isinstance(module, nn.Linear) and ".blocks." in name:  # 0.02 is far too little at small widths
+                    nn.init.normal_(module.weight, std=module.in_features**-0.5)
             for head in (self.to_latents, self.to_patches):
                 nn.init.zeros_(head.weight)
             nn.init.dirac_(self.conv_out.weight)

@@ -12,7 +12,10 @@ import math
 import torch
 from torch import Tensor
 
+from vistok.errors import ConfigError
 from vistok.quantizers.base import Quantized, Quantizer
+
+_MAX_CODEBOOK_SIZE = 2**62
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -20,12 +23,16 @@ class FiniteScalarQuantizer(Quantizer):
 
     Args:
         levels: number of levels of each channel, at least 2 each; the codebook size is their product.
+    Raises:
+        ConfigError: fewer levels, or more ids than 64 bits hold.
     """
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
         if not levels or min(levels) < 2:
-            raise ValueError(f"levels are two or more a channel, got {levels}")
+            raise ConfigError(f"levels are two or more a channel, got {levels}")
+        if math.prod(levels) > _MAX_CODEBOOK_SIZE:
+            raise ConfigError(f"the levels {levels} make {math.prod(levels)} ids, which do not fit 64 bits")
         self.code_dim = len(levels)
         self.codebook_size = tuple(levels)
         place_values = [math.prod(levels[:channel]) for channel in range(len(levels))]

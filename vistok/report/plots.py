@@ -1,4 +1,8 @@
-"""Plots as SVG text: lines and bars with axes, without any plotting package."""
+"""Plots as SVG text: lines, bars and histograms with axes, without any plotting package.
+
+The ink is the page's own text colour, and the colours of lines and bars stand out on white and on
+black, so that a plot is readable in light and in dark.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +10,59 @@ import math
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
-_COLOURS = ("#2563eb", "#dc2626", "#16a34a", "#9333ea", "#d97706", "#0891b2")
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 46
+import numpy as np
+
+from vistok.errors import VistokError
+
+_COLOURS = ("#3b82f6", "#e5572c", "#1f9d60", "#a855f7", "#c28a0c", "#0d9fb8")
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 18, 34, 46
+_LEGEND_LINE, _LETTER = 19, 6.6  # pixels: a row of the legend, and a letter of it
+_MOST_POINTS = 800  # a line has no more; neighbours are averaged
+_NOISY = 60  # a line of more points also gets its running mean, if asked for
+
+
+class Svg(str):
+    """SVG markup made by this module: what a page takes in without escaping it."""
 
 
 class _Axes:
-    """Maps values to pixels, and draws frame, ticks and labels."""
+    """Maps values to pixels, and draws grid, ticks and labels."""
 
-    def __init__(self, xs: Sequence[float], ys: Sequence[float], size: tuple[int, int], *, log_x: bool, zero: bool) -> None:
+    def __init__(
+        self, x_range: tuple[float, float], y_range: tuple[float, float], size: tuple[int, int], *, log_x: bool, top: int
+    ) -> None:
         self.width, self.height = size
-        self.log_x = log_x
-        self.x0, self.x1 = min(map(self._fx, xs)), max(map(self._fx, xs))
-        self.y0, self.y1 = min([*ys, *([0.0] if zero else [])]), max(ys)
+        self.top, self.log_x = top, log_x
+        self.x0, self.x1 = (math.log10(value) if log_x else value for value in x_range)
+        self.y0, self.y1 = y_range
         if self.x1 == self.x0:
-            self.x1 = self.x0 + 1.0
+            self.x0, self.x1 = self.x0 - 0.5, self.x1 + 0.5
         if self.y1 == self.y0:
-            self.y1 = self.y0 + 1.0
-        if not zero:
-            margin = 0.05 * (self.y1 - self.y0)
-            self.y0, self.y1 = self.y0 - margin, self.y1 + margin
-
-    def _fx(self, value: float) -> float:
-        return math.log10(value) if self.log_x else value
+            self.y0, self.y1 = self.y0 - 0.5, self.y1 + 0.5
 
     def x(self, value: float) -> float:
-        return _LEFT + (self._fx(value) - self.x0) / (self.x1 - self.x0) * (self.width - _LEFT - _RIGHT)
+        place = math.log10(value) if self.log_x else value
+        return _LEFT + (place - self.x0) / (self.x1 - self.x0) * (self.width - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
-        return self.height - _BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (self.height - _TOP - _BOTTOM)
+        return self.height - _BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (self.height - self.top - _BOTTOM)
 
     def frame(self, title: str, x_label: str, y_label: str, x_ticks: Sequence[float]) -> list[str]:
         right, base = self.width - _RIGHT, self.height - _BOTTOM
-        out = [f'<text x="{self.width / 2:.0f}" y="20" text-anchor="middle" font-weight="600">{escape(title)}</text>']
+        out = [f'<text x="{_LEFT}" y="18" font-size="13" font-weight="600">{escape(title)}</text>']
         for value in _ticks(self.y0, self.y1):
             y = self.y(value)
-            out.append(f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" opacity="0.15"/>')
-            out.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+            out.append(f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" opacity="0.13"/>')
+            out.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end" opacity="0.8">{_number(value)}</text>')
         for value in x_ticks:
-            out.append(f'<text x="{self.x(value):.1f}" y="{base + 17}" text-anchor="middle">{value:g}</text>')
-        out.append(f'<line x1="{_LEFT}" x2="{right}" y1="{base}" y2="{base}" stroke="currentColor"/>')
-        out.append(f'<text x="{(_LEFT + right) / 2:.0f}" y="{self.height - 8}" text-anchor="middle">{escape(x_label)}</text>')
-        middle = (_TOP + base) / 2
-        out.append(f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+            x = self.x(value)
+            out.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}" stroke="currentColor" opacity="0.6"/>')
+            out.append(f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle" opacity="0.8">{_number(value)}</text>')
+        out.append(f'<line x1="{_LEFT}" x2="{right}" y1="{base}" y2="{base}" stroke="currentColor" opacity="0.6"/>')
+        middle = (_LEFT + right) / 2
+        out.append(f'<text x="{middle:.0f}" y="{self.height - 8}" text-anchor="middle">{escape(x_label)}</text>')
+        middle = (self.top + base) / 2
+        out.append(f'<text transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
         return out
 
 
@@ -59,66 +74,167 @@ def line_plot(
     y_label: str,
     log_x: bool = False,
     markers: bool = False,
+    smooth: bool = False,
     size: tuple[int, int] = (560, 320),
-) -> str:
-    """Lines over one pair of axes, with a legend.
+) -> Svg:
+    """Lines over one pair of axes, with a legend above them where there are several.
 
     Args:
         series: name -> (xs, ys), of equal lengths; values that are not finite are left out.
         title, x_label, y_label: texts.
-        log_x: logarithmic x axis.
+        log_x: logarithmic x axis; points at x <= 0 are left out.
         markers: a dot at every point.
+        smooth: draw long lines faintly, and their running mean over them.
         size: width and height in pixels.
+    Raises:
+        VistokError: xs and ys of different lengths.
     """
-    points = {
-        name: [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
-        for name, (xs, ys) in series.items()
-    }
-    flat = [point for line in points.values() for point in line]
+    lines = {name: _points(name, xs, ys, log_x=log_x) for name, (xs, ys) in series.items()}
+    flat = [point for line in lines.values() for point in line]
+    legend, top = _legend(list(lines), size[0]) if len(lines) > 1 else ([], _TOP)
     if not flat:
-        return _svg([], size, title)
-    axes = _Axes([x for x, _ in flat], [y for _, y in flat], size, log_x=log_x, zero=False)
-    distinct = sorted({x for x, _ in flat})
-    x_ticks = distinct if len(distinct) <= 8 else _ticks(distinct[0], distinct[-1])
-    out = axes.frame(title, x_label, y_label, x_ticks)
-    for number, (name, line) in enumerate(points.items()):
+        return _svg(_Axes((1, 2), (0, 1), size, log_x=False, top=top).frame(f"{title} (no data)", x_label, y_label, []), size, title)
+    xs, ys = [x for x, _ in flat], [y for _, y in flat]
+    margin = 0.05 * (max(ys) - min(ys))
+    axes = _Axes((min(xs), max(xs)), (min(ys) - margin, max(ys) + margin), size, log_x=log_x, top=top)
+    out = axes.frame(title, x_label, y_label, _x_ticks(xs, log_x=log_x)) + legend
+    for number, line in enumerate(lines.values()):
         colour = _COLOURS[number % len(_COLOURS)]
-        path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line)
-        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        noisy = smooth and len(line) > _NOISY
+        out.append(_polyline(_thinned(line), axes, colour, width=1.2 if noisy else 2.0, opacity=0.35 if noisy else 1.0))
+        if noisy:
+            out.append(_polyline(_thinned(_running_mean(line)), axes, colour, width=2.2, opacity=1.0))
         if markers:
-            out += [f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3.5" fill="{colour}"/>' for x, y in line]
-        if len(points) > 1:
-            y = _TOP + 8 + 17 * number
-            out.append(f'<rect x="{size[0] - 170}" y="{y - 8}" width="12" height="4" fill="{colour}"/>')
-            out.append(f'<text x="{size[0] - 152}" y="{y}">{escape(name)}</text>')
+            out += [
+                f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3.5" fill="{colour}">'
+                f"<title>{_number(x)}: {_number(y)}</title></circle>"
+                for x, y in line
+            ]
     return _svg(out, size, title)
 
 
 def bar_plot(
-    values: Sequence[float], *, title: str, x_label: str, y_label: str, size: tuple[int, int] = (560, 260)
-) -> str:
-    """One bar a value, from left to right."""
-    axes = _Axes([0.0, float(max(1, len(values)))], [*values, 0.0], size, log_x=False, zero=True)
-    out = axes.frame(title, x_label, y_label, _ticks(0, len(values)))
-    for number, value in enumerate(values):
-        x, y = axes.x(number), axes.y(value)
-        width = max(0.5, axes.x(number + 1) - x - (1 if len(values) < 150 else 0))
-        out.append(f'<rect x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="{axes.y(0.0) - y:.1f}" fill="{_COLOURS[0]}"/>')
+    values: Sequence[float], *, title: str, x_label: str, y_label: str, size: tuple[int, int] = (560, 320)
+) -> Svg:
+    """One bar a value, from left to right, at 0, 1, 2, ..."""
+    return _bars(values, (0.0, float(max(1, len(values)))), title, x_label, y_label, size)
+
+
+def histogram(
+    values: Sequence[float],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str = "count",
+    bins: int = 40,
+    size: tuple[int, int] = (560, 320),
+) -> Svg:
+    """How often values fall into ``bins`` equal parts of their range; what is not finite is left out."""
+    finite = [float(value) for value in values if math.isfinite(value)]
+    counts, edges = np.histogram(finite, bins=bins)
+    return _bars(counts.tolist(), (float(edges[0]), float(edges[-1])), title, x_label, y_label, size)
+
+
+def _bars(
+    values: Sequence[float], x_range: tuple[float, float], title: str, x_label: str, y_label: str, size: tuple[int, int]
+) -> Svg:
+    heights = [float(value) if math.isfinite(value) else 0.0 for value in values]
+    axes = _Axes(x_range, (min([0.0, *heights]), max([0.0, *heights]) * 1.04), size, log_x=False, top=_TOP)
+    out = axes.frame(title, x_label, y_label, _ticks(*x_range))
+    step = (x_range[1] - x_range[0]) / max(1, len(heights))
+    # No gaps between thin bars: they would flicker. A hair of overlap hides the seams.
+    gap = 1.0 if len(heights) < 150 else -0.3
+    for number, value in enumerate(heights):
+        left, right = axes.x(x_range[0] + number * step), axes.x(x_range[0] + (number + 1) * step)
+        top, bottom = sorted((axes.y(value), axes.y(0.0)))
+        out.append(
+            f'<rect x="{left:.2f}" y="{top:.1f}" width="{max(0.5, right - left - gap):.2f}" height="{bottom - top:.1f}" '
+            f'fill="{_COLOURS[0]}"><title>{_number(value)}</title></rect>'
+        )
     return _svg(out, size, title)
 
 
+def _points(name: str, xs: Sequence[float], ys: Sequence[float], *, log_x: bool) -> list[tuple[float, float]]:
+    if len(xs) != len(ys):
+        raise VistokError(f"the line {name!r} has {len(xs)} x values and {len(ys)} y values")
+    pairs = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
+    return [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x)]
+
+
+def _thinned(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    size = math.ceil(len(line) / _MOST_POINTS)
+    if size <= 1:
+        return line
+    parts = [line[start : start + size] for start in range(0, len(line), size)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def _running_mean(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The mean of the neighbours on both sides, of fewer towards the ends so that these stay where they are."""
+    sums = np.cumsum([0.0, *(y for _, y in line)])
+    half = max(2, len(line) // 40)
+    out = []
+    for place, (x, _) in enumerate(line):
+        reach = min(half, place, len(line) - 1 - place)
+        out.append((x, float(sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)))
+    return out
+
+
+def _polyline(line: list[tuple[float, float]], axes: _Axes, colour: str, *, width: float, opacity: float) -> str:
+    path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line)
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round" '
+        f'opacity="{opacity}"/>'
+    )
+
+
+def _legend(names: list[str], width: int) -> tuple[list[str], int]:
+    """Names in their colours, in as many rows as they take; and where the plot begins below them."""
+    out, x, y = [], float(_LEFT), 38
+    for number, name in enumerate(names):
+        needed = 22 + _LETTER * len(name) + 14
+        if x > _LEFT and x + needed > width - _RIGHT:
+            x, y = float(_LEFT), y + _LEGEND_LINE
+        colour = _COLOURS[number % len(_COLOURS)]
+        out.append(f'<rect x="{x:.0f}" y="{y - 6}" width="14" height="4" rx="2" fill="{colour}"/>')
+        out.append(f'<text x="{x + 20:.0f}" y="{y}">{escape(name)}</text>')
+        x += needed
+    return out, y + 14
+
+
+def _x_ticks(xs: Sequence[float], *, log_x: bool) -> list[float]:
+    distinct = sorted(set(xs))
+    if not log_x:
+        return distinct if len(distinct) <= 4 else _ticks(distinct[0], distinct[-1])
+    decades = math.log10(distinct[-1] / distinct[0])
+    if len(distinct) <= 10 and decades / len(distinct) > 0.12:  # few enough, and far enough apart, to name them all
+        return distinct
+    factors = (1, 2, 5) if decades < 3 else (1,)
+    powers = range(math.floor(math.log10(distinct[0])), math.ceil(math.log10(distinct[-1])) + 1)
+    ticks = [factor * 10.0**power for power in powers for factor in factors]
+    return [tick for tick in ticks if distinct[0] * 0.999 <= tick <= distinct[-1] * 1.001]
+
+
 def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers between two values."""
+    """Round numbers from ``low`` to ``high``."""
+    if not high > low:
+        return [low]
     raw = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)
-    first = math.ceil(low / step)
-    return [round(number * step, 10) for number in range(first, math.floor(high / step) + 1)]
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
 
 
-def _svg(parts: Sequence[str], size: tuple[int, int], title: str) -> str:
+def _number(value: float) -> str:
+    """Short: no digits that floating-point arithmetic made up, thousands set apart."""
+    rounded = float(f"{value:.6g}")
+    return f"{rounded:,.0f}" if rounded == int(rounded) and abs(rounded) < 1e7 else f"{rounded:g}"
+
+
+def _svg(parts: Sequence[str], size: tuple[int, int], title: str) -> Svg:
     width, height = size
-    return (
+    return Svg(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
         f'aria-label="{escape(title, {chr(34): "&quot;"})}" font-family="system-ui, sans-serif" font-size="12" '
         f'fill="currentColor">{"".join(parts)}</svg>'
