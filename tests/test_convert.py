@@ -146,7 +146,7 @@ def resolved(model: Tokenizer) -> Any:
     if config.head != "vqgan":
         config = replace(config, vqgan=BASE.vqgan)
     if config.quantizer == "gaussian":
-        config = replace(config, codebook_size=0, l2_norm=False, commitment_cost=0.0)
+        config = replace(config, codebook_size=1, l2_norm=False, commitment_cost=0.0)
     return config if config.text_length else replace(config, text_dim=0)
 
 

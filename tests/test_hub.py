@@ -162,7 +162,7 @@ def test_a_pickle_with_an_object_is_refused_and_not_run(suffix: str, legacy: boo
     torch.save(state, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match=r"evil.*holds objects, which vistok does not load"):
         from_pretrained(path)
-    path.write_bytes(pickle.dumps(state["evil"]))
+    path.write_bytes(pickle.dumps(state["evil"], protocol=2))
     with pytest.raises(CheckpointError, match="evil"):
         from_pretrained(path)
     assert not target.exists()
@@ -170,7 +170,7 @@ def test_a_pickle_with_an_object_is_refused_and_not_run(suffix: str, legacy: boo
 
 def test_a_pickle_under_another_name_is_not_run_either(tmp_path: Path) -> None:
     for name in ("evil.safetensors", "evil", "evil.zip"):
-        (tmp_path / name).write_bytes(pickle.dumps(_Runs(tmp_path / "it_ran")))
+        (tmp_path / name).write_bytes(pickle.dumps(_Runs(tmp_path / "it_ran"), protocol=2))
         with pytest.raises(CheckpointError, match="evil"):
             from_pretrained(tmp_path / name)
     assert not (tmp_path / "it_ran").exists()

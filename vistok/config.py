@@ -187,7 +187,10 @@ def _convert(kind: Any, value: Any, where: str, dotted: str) -> Any:
                 f"{where}: `{dotted}` wants a list{'' if Ellipsis in args else f' of {len(args)}'}, got {value!r}"
             )
         items = [args[0]] * len(value) if Ellipsis in args else args
-        return tuple(_convert(item, part, where, f"{dotted}[{i}]") for i, (item, part) in enumerate(zip(items, value)))
+        return tuple(
+            _convert(item, part, where, f"{dotted}[{i}]")
+            for i, (item, part) in enumerate(zip(items, value, strict=True))
+        )
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: `{dotted}` wants keys and values, got {value!r}")

@@ -108,7 +108,8 @@ def _sample(generator: Any, tokenizer: Any, out: Path, quick: bool) -> dict[str,
     conditions = [classes[number % len(classes)] for number in range(count)]
     seeds = list(range(1000, 1000 + count))
     plain = search(generator, tokenizer, conditions, budget=1, seeds=seeds)
-    best = search(generator, tokenizer, conditions, budget=2 if quick else _BUDGET, seeds=seeds)
+    budget = 2 if quick else _BUDGET
+    best = search(generator, tokenizer, conditions, budget=budget, seeds=seeds)
     source = open_source(DATA, split="train")
     known = load_images([source.image(index) for index in range(len(source))], like=tokenizer)
     known = torch.cat([known, known.flip(-1)])
@@ -122,7 +123,7 @@ def _sample(generator: Any, tokenizer: Any, out: Path, quick: bool) -> dict[str,
             "seconds": result.cost.seconds,
         }
         save_image(_sample_grid(result.images, conditions), out / f"samples_{name}.png")
-    return {"plain": plain.images, "best": best.images, "conditions": conditions, "facts": facts}
+    return {"plain": plain.images, "best": best.images, "conditions": conditions, "budget": budget, "facts": facts}
 
 
 def _nearest_psnr(images: Tensor, known: Tensor) -> Tensor:
@@ -230,17 +231,17 @@ def _report(
     )
     page.text("The tokenizer's loss jumps because every step draws how many tokens it keeps.")
     page.heading("Samples")
-    facts = samples["facts"]
+    facts, budget = samples["facts"], samples["budget"]
     page.picture(_sample_grid(samples["plain"], samples["conditions"]), "One draw for each class and seed (N = 1).")
     page.picture(
         _sample_grid(samples["best"], samples["conditions"]),
-        f"The same classes and seeds, the likeliest of {_BUDGET} draws (best-of-{_BUDGET}, scored by the generator itself).",
+        f"The same classes and seeds, the likeliest of {budget} draws (best-of-{budget}, scored by the generator itself).",
     )
     page.table(
         ["", "mean log-likelihood", f"within {_RECALLED_DB:.0f} dB of a training picture", "token forwards", "seconds"],
         [
             [name, f"{f['log_likelihood']:.1f}", f"{f['recalled']:.0%}", f["token_forwards"], f"{f['seconds']:.1f}"]
-            for name, f in (("N = 1", facts["plain"]), (f"best of {_BUDGET}", facts["best_of_n"]))
+            for name, f in (("N = 1", facts["plain"]), (f"best of {budget}", facts["best_of_n"]))
         ],
     )
     page.text(

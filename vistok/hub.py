@@ -258,10 +258,9 @@ def _fetch(where: str, config: dict[str, Any] | None) -> tuple[Path, dict[str, A
 
 def _config_beside(weights: Path) -> dict[str, Any] | None:
     """The configuration that belongs to a file: a YAML file of its name (``save_published``), or ``config.json``."""
-    published = weights.with_suffix(".yaml")
-    if published.is_file():
+    published, path = weights.with_suffix(".yaml"), weights.parent / CONFIG_FILE
+    if published.is_file() and not (weights.name in _WEIGHT_FILES and path.exists()):
         return load_yaml(published)
-    path = weights.parent / CONFIG_FILE
     return _read_json(path) if path.exists() else None
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.vgg import cfgs, make_layers
 
 from vistok.config import from_dict
 from vistok.errors import CheckpointError, ConfigError
@@ -48,8 +49,9 @@ def images(count: int, height: int = 32, width: int = 32, seed: int = 0) -> Tens
 def oracle(network: LPIPS) -> nn.Module:
     """The lpips package with its published heads; ours gets the same heads and the same random VGG."""
     package = pytest.importorskip("lpips")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its old way to call torchvision
+    with pytest.MonkeyPatch.context() as patch:  # its VGG16 comes with a classifier, which takes seconds to make
+        features = SimpleNamespace(features=make_layers(cfgs["D"]))
+        patch.setattr(package.pretrained_networks.tv, "vgg16", lambda **_: features)
         theirs = package.LPIPS(net="vgg", pnet_rand=True, pretrained=True, verbose=False)
     ours = network.state_dict()
     for index in range(5):

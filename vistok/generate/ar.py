@@ -74,7 +74,9 @@ class DigitARConfig:
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ConfigError(f"{len(self.class_names)} class_names for {self.num_classes} classes")
         if not (0.0 <= self.dropout < 1.0 and 0.0 <= self.class_dropout < 1.0):
-            raise ConfigError(f"dropout and class_dropout are from 0 to below 1, got {self.dropout}, {self.class_dropout}")
+            raise ConfigError(
+                f"dropout and class_dropout are from 0 to below 1, got {self.dropout}, {self.class_dropout}"
+            )
 
     @property
     def factors(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vistok.generate.base import Generator, GenerationResult, evaluating
+from vistok.generate.base import GenerationResult, Generator, evaluating
 from vistok.generate.kv_cache import KVCache
 from vistok.generate.sampling import Drawn, SamplingConfig, row_noise
 from vistok.tokens import Tokens

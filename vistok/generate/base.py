@@ -213,7 +213,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def class_labels(condition: Any, *, num_classes: int, class_names: Sequence[str] = (), title: str = "this model") -> Tensor:
+def class_labels(
+    condition: Any, *, num_classes: int, class_names: Sequence[str] = (), title: str = "this model"
+) -> Tensor:
     """Class numbers int64 [B] from class numbers or names, one or many; None and -1 are the null class, -1.
 
     Raises:

@@ -40,8 +40,8 @@ class ConvResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W]."""
-        branch = self.conv1(_silu(self.norm1(x)))
-        branch = self.conv2(_silu(self.norm2(branch)))
+        # One expression, so that each map is freed when the next is there: they are the largest tensors in sight.
+        branch = self.conv2(_silu(self.norm2(self.conv1(_silu(self.norm1(x))))))
         return _add(branch, x) if self.shortcut is None else _add(self.shortcut(branch), branch)
 
 

@@ -25,7 +25,9 @@ def to_image(image: Tensor) -> Image.Image:
         VistokError: another shape.
     """
     if image.ndim != 3 or image.shape[0] != 3:
-        raise VistokError(f"a picture is made of a tensor [3, H, W], got {list(image.shape)}; take one image of a batch")
+        raise VistokError(
+            f"a picture is made of a tensor [3, H, W], got {list(image.shape)}; take one image of a batch"
+        )
     return Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy())
 
 

@@ -71,9 +71,7 @@ class Page:
         kinds = [' class="number"' if numeric else "" for numeric in numeric_columns(cells, len(header))]
         head = "".join(f"<th{kind}>{escape(str(cell))}</th>" for cell, kind in zip(header, kinds, strict=True))
         body = "".join(
-            "<tr>"
-            + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
-            + "</tr>"
+            "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
             for row in cells
         )
         self._parts.append(

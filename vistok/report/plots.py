@@ -29,7 +29,13 @@ class _Axes:
     """Maps values to pixels, and draws grid, ticks and labels."""
 
     def __init__(
-        self, x_range: tuple[float, float], y_range: tuple[float, float], size: tuple[int, int], *, log_x: bool, top: int
+        self,
+        x_range: tuple[float, float],
+        y_range: tuple[float, float],
+        size: tuple[int, int],
+        *,
+        log_x: bool,
+        top: int,
     ) -> None:
         self.width, self.height = size
         self.top, self.log_x = top, log_x
@@ -52,17 +58,23 @@ class _Axes:
         out = [f'<text x="{_LEFT}" y="18" font-size="13" font-weight="600">{escape(title)}</text>']
         for value in _ticks(self.y0, self.y1):
             y = self.y(value)
-            out.append(f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" opacity="0.13"/>')
+            out.append(
+                f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" opacity="0.13"/>'
+            )
             out.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end" opacity="0.8">{_number(value)}</text>')
         for value in x_ticks:
             x = self.x(value)
-            out.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}" stroke="currentColor" opacity="0.6"/>')
+            out.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}" stroke="currentColor" opacity="0.6"/>'
+            )
             out.append(f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle" opacity="0.8">{_number(value)}</text>')
         out.append(f'<line x1="{_LEFT}" x2="{right}" y1="{base}" y2="{base}" stroke="currentColor" opacity="0.6"/>')
         middle = (_LEFT + right) / 2
         out.append(f'<text x="{middle:.0f}" y="{self.height - 8}" text-anchor="middle">{escape(x_label)}</text>')
         middle = (self.top + base) / 2
-        out.append(f'<text transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+        out.append(
+            f'<text transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        )
         return out
 
 
@@ -93,7 +105,11 @@ def line_plot(
     flat = [point for line in lines.values() for point in line]
     legend, top = _legend(list(lines), size[0]) if len(lines) > 1 else ([], _TOP)
     if not flat:
-        return _svg(_Axes((1, 2), (0, 1), size, log_x=False, top=top).frame(f"{title} (no data)", x_label, y_label, []), size, title)
+        return _svg(
+            _Axes((1, 2), (0, 1), size, log_x=False, top=top).frame(f"{title} (no data)", x_label, y_label, []),
+            size,
+            title,
+        )
     xs, ys = [x for x, _ in flat], [y for _, y in flat]
     margin = 0.05 * (max(ys) - min(ys))
     axes = _Axes((min(xs), max(xs)), (min(ys) - margin, max(ys) + margin), size, log_x=log_x, top=top)

@@ -42,7 +42,11 @@ def reconstruct(
         if not 1 <= length <= tokenizer.num_tokens or (length < tokenizer.num_tokens and not tokenizer.ordered):
             raise VistokError(
                 f"{tokenizer.name or tokenizer.family} cannot decode {length} tokens: it "
-                + (f"takes 1 to {tokenizer.num_tokens}" if tokenizer.ordered else f"always takes {tokenizer.num_tokens}")
+                + (
+                    f"takes 1 to {tokenizer.num_tokens}"
+                    if tokenizer.ordered
+                    else f"always takes {tokenizer.num_tokens}"
+                )
             )
     parts: dict[int, list[Tensor]] = {length: [] for length in lengths}
     for start in range(0, len(images), batch_size):

@@ -63,9 +63,7 @@ class SearchContext:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def score(
-        self, conditions: list[Any], tokens: Tokens, log_probs: Tensor | None, images: Tensor | None
-    ) -> Tensor:
+    def score(self, conditions: list[Any], tokens: Tokens, log_probs: Tensor | None, images: Tensor | None) -> Tensor:
         """The verifier's scores of N candidates, float64 [N]."""
         scores = self.verifier(images, conditions, tokens=tokens, log_probs=log_probs)
         self.cost.verifier_calls += len(tokens)

@@ -1,0 +1,71 @@
+"""The cache alone: rows, lengths, limits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vistok.generate.kv_cache import KVCache
+
+
+def filled(rows: int = 3, length: int = 4) -> KVCache:
+    cache = KVCache(num_layers=2, num_rows=rows, num_heads=2, head_dim=3, max_length=6)
+    for layer in range(2):
+        cache.write(layer, torch.randn(rows, 2, length, 3), torch.randn(rows, 2, length, 3))
+    cache.advance(length)
+    return cache
+
+
+@pytest.mark.parametrize("rows", [[2, 0, 1], [1, 1, 1], [0], [2, 2, 1, 0, 0]])
+def test_reorder(rows):
+    cache = filled()
+    keys, values = cache.keys[:, rows, :, :4].clone(), cache.values[:, rows, :, :4].clone()
+    cache.reorder(torch.tensor(rows))
+    assert cache.num_rows == len(rows) and cache.length == 4 and cache.max_length == 6
+    assert torch.equal(cache.keys[:, :, :, :4], keys) and torch.equal(cache.values[:, :, :, :4], values)
+
+
+def test_reordering_as_many_rows_keeps_the_storage():
+    cache = filled()
+    where = cache.keys.data_ptr()
+    cache.reorder(torch.tensor([2, 1, 0]))
+    assert cache.keys.data_ptr() == where
+
+
+def test_branch_puts_copies_side_by_side():
+    cache = filled(rows=2)
+    keys = cache.keys[:, [0, 0, 0, 1, 1, 1], :, :4].clone()
+    cache.branch(3)
+    assert torch.equal(cache.keys[:, :, :, :4], keys)
+
+
+def test_truncate_and_write_again():
+    cache = filled()
+    cache.truncate(2)
+    new = torch.randn(3, 2, 1, 3)
+    keys, _ = cache.write(0, new, new)
+    assert keys.shape == (3, 2, 3, 3) and torch.equal(keys[:, :, 2:], new)
+    with pytest.raises(ValueError, match="cannot be cut"):
+        cache.truncate(3)
+
+
+def test_a_copy_is_independent():
+    cache = filled()
+    other = cache.copy()
+    other.keys.zero_()
+    other.truncate(0)
+    assert cache.length == 4 and bool(cache.keys[:, :, :, :4].any())
+
+
+def test_too_much_is_refused():
+    cache = filled()
+    with pytest.raises(ValueError, match="do not fit"):
+        cache.write(0, torch.zeros(3, 2, 3, 3), torch.zeros(3, 2, 3, 3))
+    with pytest.raises(ValueError, match="do not fit"):
+        cache.write(0, torch.zeros(2, 2, 1, 3), torch.zeros(2, 2, 1, 3))
+
+
+def test_mask_lets_new_positions_read_the_past_and_themselves():
+    cache = filled(length=2)
+    assert cache.mask(1) is None
+    assert cache.mask(2).tolist() == [[True, True, True, False], [True, True, True, True]]
