@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
+
 from golden_cases import GoldenCase, Result, runner_for
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from run_golden import run_case
 
 SMALL = Path(__file__).parent / "golden"

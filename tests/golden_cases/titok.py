@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from golden_cases import GoldenCase, Result
 from torch import Tensor, nn
 
 from vistok.convert import recognise, titok
 from vistok.errors import CheckpointError
-from vistok.hub import convert_state
 from vistok.losses.adversarial import PatchDiscriminator
 from vistok.losses.tokenizer import TokenizerLoss, TokenizerLossConfig
 from vistok.models.base import PretrainedModel, key_report
 from vistok.quantizers import VectorQuantizer
 from vistok.registry import model_class
 from vistok.tokens import Tokens
+
+from golden_cases import GoldenCase, Result
 
 # The cases' own tolerances are blind to small values; these are reachable and tell errors apart.
 _TIGHT = {"rtol": 1e-4, "atol": 1e-9}

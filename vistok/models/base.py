@@ -40,7 +40,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="vistok", ta
         super().__init__()
         self.config = config
         self.name = ""
-        self._hash: tuple[int, str] = (-1, "")
+        self._hash: tuple[Any, str] = (None, "")
 
     @property
     def card(self) -> ModelCard | None:
@@ -63,9 +63,9 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="vistok", ta
         It reads up to 256 evenly spaced values of every tensor, so it is quick on any size, and any
         training step changes it.
         """
-        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        version = sum(tensor._version for tensor in tensors.values())
-        if self._hash[0] != version or not self._hash[1]:
+        version = tuple((tensor.data_ptr(), tensor._version) for tensor in (*self.parameters(), *self.buffers()))
+        # Fused optimizers change weights without counting it, so nothing is kept while training.
+        if self._hash[0] != version or self.training:
             digest = hashlib.sha256()
             for name, tensor in sorted(self.state_dict().items()):
                 flat = tensor.detach().flatten()
@@ -74,6 +74,15 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="vistok", ta
                 digest.update(picked.to("cpu", torch.float32).numpy().tobytes())
             self._hash = (version, digest.hexdigest()[:16])
         return self._hash[1]
+
+    def train(self, mode: bool = True) -> PretrainedModel:
+        """Set training mode."""
+        self._hash = (None, "")
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PretrainedModel:
+        self._hash = (None, "")  # another type, maybe at a place in memory that was free again
+        return super()._apply(fn, recurse)
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
@@ -97,16 +106,47 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="vistok", ta
             raise CheckpointError(f"{where} does not fit {type(self).__name__} ({self.name or self.family}):\n{report}")
         self.load_state_dict(state, strict=True, assign=any(tensor.is_meta for tensor in own.values()))
 
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write the model into a folder; a failure leaves the folder's old model whole.
+
+        Args:
+            save_directory: made where it is missing.
+            push_to_hub: upload it too; its other arguments are ``push_to_hub``'s.
+            repo_id: on the hub; default: the folder's name.
+            model_card_kwargs: for the README.md, which is written where there is none.
+        """
+        # Not the mixin's own, which begins by deleting the old configuration.
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_pretrained(folder)
+        if not (folder / "README.md").exists():
+            self.generate_model_card(**(model_card_kwargs or {})).save(folder / "README.md")
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the weights, then the configuration, each through a temporary name."""
+        """Write weights and configuration under temporary names, then rename both."""
         state = {key: tensor.detach().contiguous().cpu() for key, tensor in self.state_dict().items()}
-        weights = save_directory / WEIGHTS_FILE
-        save_file(state, weights.with_suffix(".tmp"), metadata={"format": "pt", "family": self.family})
-        os.replace(weights.with_suffix(".tmp"), weights)
-        config = save_directory / CONFIG_FILE
         content = {"family": self.family, "name": self.name, "config": to_dict(self.config)}
-        config.with_suffix(".tmp").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(config.with_suffix(".tmp"), config)
+        weights, config = save_directory / WEIGHTS_FILE, save_directory / CONFIG_FILE
+        temporary = {path: path.with_name(f".{path.name}.tmp") for path in (weights, config)}
+        try:
+            save_file(state, temporary[weights], metadata={"format": "pt", "family": self.family})
+            temporary[config].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            for path in temporary:
+                os.replace(temporary[path], path)
+        finally:
+            for path in temporary.values():
+                path.unlink(missing_ok=True)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **_: Any) -> PretrainedModel:
@@ -129,13 +169,14 @@ def key_report(wanted: dict[str, Tensor], got: dict[str, Tensor], *, limit: int 
     """What keeps ``got`` from being loaded as ``wanted``, a line a kind; "" if nothing does."""
     missing = sorted(wanted.keys() - got.keys())
     unexpected = sorted(got.keys() - wanted.keys())
-    shapes = [
-        f"{key} is {tuple(got[key].shape)}, wanted {tuple(wanted[key].shape)}"
-        for key in sorted(wanted.keys() & got.keys())
-        if got[key].shape != wanted[key].shape
+    both = [(key, wanted[key], got[key]) for key in sorted(wanted.keys() & got.keys())]
+    shapes = [f"{key} is {tuple(b.shape)}, wanted {tuple(a.shape)}" for key, a, b in both if a.shape != b.shape]
+    types = [
+        f"{key} is {b.dtype}, wanted {a.dtype}" for key, a, b in both if a.is_floating_point() != b.is_floating_point()
     ]
     lines = []
-    for title, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes)):
+    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes, "of a wrong type": types}
+    for title, names in kinds.items():
         if names:
             more = f", and {len(names) - limit} more" if len(names) > limit else ""
             lines.append(f"  {len(names)} {title}: {', '.join(names[:limit])}{more}")

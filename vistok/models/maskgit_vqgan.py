@@ -42,6 +42,11 @@ class MaskGitVqganConfig:
     codebook_size: int = 1024
 
     def __post_init__(self) -> None:
+        for key in ("image_size", "base_channels", "num_blocks", "code_dim", "codebook_size"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} is at least 1, got {getattr(self, key)}")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ConfigError(f"multipliers are at least 1, one a level, got {self.multipliers}")
         if self.base_channels % 32:
             raise ConfigError(f"base_channels is a multiple of 32 (the norm's groups), got {self.base_channels}")
         if self.image_size % self.downsampling:

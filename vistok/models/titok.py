@@ -18,10 +18,9 @@ Notable:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError, VistokError, nearest
@@ -40,6 +39,13 @@ class TransformerSize:
     width: int
     depth: int
     num_heads: int
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.num_heads) < 1 or self.width % self.num_heads:
+            raise ConfigError(
+                f"width, depth and num_heads are at least 1, and the heads divide the width; "
+                f"got {self.width}, {self.depth} and {self.num_heads}"
+            )
 
 
 SIZES = {
@@ -97,6 +103,9 @@ class TiTokConfig:
     init: Literal["random", "linear"] = "random"
 
     def __post_init__(self) -> None:
+        for key in ("image_size", "patch_size", "decoder_patch_size", "num_tokens", "code_dim", "codebook_size"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} is at least 1, got {getattr(self, key)}")
         for key in ("encoder", "decoder"):
             size = getattr(self, key)
             if isinstance(size, str) and size not in SIZES:
@@ -104,8 +113,6 @@ class TiTokConfig:
         for key in ("patch_size", "decoder_patch_size"):
             if self.image_size % getattr(self, key):
                 raise ConfigError(f"image_size {self.image_size} is not a multiple of {key} {getattr(self, key)}")
-        if self.num_tokens < 1 or self.code_dim < 1:
-            raise ConfigError(f"num_tokens and code_dim are at least 1, got {self.num_tokens} and {self.code_dim}")
         if self.quantizer == "fsq" and len(self.levels) != self.code_dim:
             raise ConfigError(f"fsq takes one level count a channel: code_dim is {self.code_dim}, levels {self.levels}")
         if self.init == "linear" and (self.head != "pixels" or self.quantizer == "gaussian" or self.legacy_layout):
