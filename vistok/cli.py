@@ -60,7 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--all", action="store_true", help="also published models that this version cannot build yet")
     sub.add_argument("--markdown", action="store_true", help="print the README's table of tokenizers")
 
-    sub = _command(commands, "info", _info, "what is known about a model or a .vtk file", "vistok info titok_s128.imagenet")
+    sub = _command(
+        commands, "info", _info, "what is known about a model or a .vtk file", "vistok info titok_s128.imagenet"
+    )
     sub.add_argument("what", help=f"{_MODEL_HELP}; or a .vtk token file")
 
     sub = _command(
@@ -72,7 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("source", help=_MODEL_HELP)
     sub.add_argument("target", type=Path, help="a folder (vistok layout) or a .safetensors file (published layout)")
-    sub.add_argument("--to", choices=("vistok", "published"), default="vistok", help="layout to write (default: vistok)")
+    sub.add_argument(
+        "--to", choices=("vistok", "published"), default="vistok", help="layout to write (default: vistok)"
+    )
 
     sub = _command(
         commands,
@@ -86,14 +90,22 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--lengths", type=_numbers, help="token counts to show, as 1,4,16,32 (ordered tokenizers only)")
 
     sub = _command(
-        commands, "encode", _encode, "pictures to a .vtk token file", "vistok encode photos/ --model runs/tiny/final --out photos.vtk"
+        commands,
+        "encode",
+        _encode,
+        "pictures to a .vtk token file",
+        "vistok encode photos/ --model runs/tiny/final --out photos.vtk",
     )
     _add_images(sub)
     sub.add_argument("--out", type=Path, required=True, help="the .vtk file to write")
     sub.add_argument("--length", type=_positive, help="keep this many leading tokens (ordered tokenizers only)")
 
     sub = _command(
-        commands, "decode", _decode, "a .vtk token file to pictures", "vistok decode photos.vtk --model runs/tiny/final --out decoded/"
+        commands,
+        "decode",
+        _decode,
+        "a .vtk token file to pictures",
+        "vistok decode photos.vtk --model runs/tiny/final --out decoded/",
     )
     sub.add_argument("tokens", type=Path, help="a .vtk file")
     _add_model(sub)
@@ -129,7 +141,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub = _command(commands, "doctor", _doctor, "check this installation", "vistok doctor")
 
     sub = _command(
-        commands, "demo", _demo, "train, measure, generate and search on the embedded emoji; one report", "vistok demo --out outputs/demo"
+        commands,
+        "demo",
+        _demo,
+        "train, measure, generate and search on the embedded emoji; one report",
+        "vistok demo --out outputs/demo",
     )
     sub.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder of the report (%(default)s)")
     sub.add_argument("--quick", action="store_true", help="a few steps only: shows that all of it runs")
@@ -165,7 +181,10 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", help="picture files or folders of any size and format")
     _add_model(parser)
     parser.add_argument(
-        "--crop", default="center", choices=("center", "arc", "squash", "pad"), help="how pictures become square (%(default)s)"
+        "--crop",
+        default="center",
+        choices=("center", "arc", "squash", "pad"),
+        help="how pictures become square (%(default)s)",
     )
 
 
@@ -193,7 +212,9 @@ def _device(name: str) -> str:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise VistokError(f"--device {name} cannot be used here ({reason}); leave --device away to use what is here") from error
+        raise VistokError(
+            f"--device {name} cannot be used here ({reason}); leave --device away to use what is here"
+        ) from error
     return name
 
 
@@ -224,7 +245,14 @@ def _models(args: argparse.Namespace) -> list[dict[str, Any]]:
         return []
     found = [get_card(name) for name in list_models(args.pattern, kind=args.kind, buildable=not args.all)]
     rows = [
-        [card.name, card.family, card.kind, ", ".join(f"{k} {v:g}" for k, v in card.metrics.items()), card.licence, card.hub_id]
+        [
+            card.name,
+            card.family,
+            card.kind,
+            ", ".join(f"{k} {v:g}" for k, v in card.metrics.items()),
+            card.licence,
+            card.hub_id,
+        ]
         for card in found
     ]
     _say(args, text_table(["name", "family", "kind", "published", "licence", "hub id"], rows))
@@ -235,7 +263,9 @@ def _card_dict(card: Any) -> dict[str, Any]:
     from dataclasses import fields
 
     out = {field.name: getattr(card, field.name) for field in fields(card)}
-    return {key: dict(value) if hasattr(value, "keys") else value for key, value in out.items()} | {"buildable": card.buildable}
+    return {key: dict(value) if hasattr(value, "keys") else value for key, value in out.items()} | {
+        "buildable": card.buildable
+    }
 
 
 def _info(args: argparse.Namespace) -> dict[str, Any]:
@@ -294,7 +324,9 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
     model = from_pretrained(args.source)
     if args.to == "vistok":
         if args.target.suffix in CHECKPOINT_SUFFIXES or args.target.is_file():
-            raise VistokError(f"the vistok layout is a folder, and {args.target} looks like a file; drop its suffix, or use --to published")
+            raise VistokError(
+                f"the vistok layout is a folder, and {args.target} looks like a file; drop its suffix, or use --to published"
+            )
         model.save_pretrained(args.target)
     else:
         save_published(model, args.target)
@@ -308,10 +340,15 @@ def _reconstruct(args: argparse.Namespace) -> dict[str, Any]:
     model = _load(args)
     names, images = _read_images(args, model)
     condition = _condition(model, args.caption, len(images))
-    grid, rows = reconstruction_grid(model, images, lengths=args.lengths, names=names, condition=condition, batch_size=args.batch_size)
+    grid, rows = reconstruction_grid(
+        model, images, lengths=args.lengths, names=names, condition=condition, batch_size=args.batch_size
+    )
     _save_picture(grid, args.out)
     for row in rows:
-        _say(args, f"{row['name']}: " + ", ".join(f"{length} tokens {value:.2f} dB" for length, value in row["psnr"].items()))
+        _say(
+            args,
+            f"{row['name']}: " + ", ".join(f"{length} tokens {value:.2f} dB" for length, value in row["psnr"].items()),
+        )
     _say(args, f"wrote {args.out} ({args.crop} crop to {model.image_size} pixels)")
     return {"out": str(args.out), "crop": args.crop, "image_size": model.image_size, "images": rows}
 
@@ -347,7 +384,13 @@ def _encode(args: argparse.Namespace) -> dict[str, Any]:
     tokens.save(args.out)
     size = args.out.stat().st_size
     _say(args, f"wrote {args.out}: {len(tokens)} images, {tokens.num_tokens} tokens each, {size} bytes")
-    return {"out": str(args.out), "images": names, "tokens": tokens.num_tokens, "bytes": size, "weight_hash": tokens.weight_hash}
+    return {
+        "out": str(args.out),
+        "images": names,
+        "tokens": tokens.num_tokens,
+        "bytes": size,
+        "weight_hash": tokens.weight_hash,
+    }
 
 
 def _decode(args: argparse.Namespace) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def _nearest_psnr(images: Tensor, known: Tensor) -> Tensor:
 def _sample_grid(images: Tensor, conditions: list[str]) -> Any:
     rows = [list(images[start : start + _COLUMNS]) for start in range(0, len(images), _COLUMNS)]
     texts = [conditions[start : start + _COLUMNS] for start in range(0, len(images), _COLUMNS)]
-    short = [[text.removeprefix("face-")[:14] for text in row] for row in texts]
+    short = [[text.removeprefix("face-") for text in row] for row in texts]
     return image_grid(rows, captions=short, scale=2)
 
 
@@ -144,7 +144,9 @@ def _pictures(tokenizer: Any, out: Path) -> dict[str, Any]:
     for split in ("val", "train"):
         source = open_source(DATA, split=split)
         stride = max(1, len(source) // _SHOWN)
-        images = load_images([source.image(index * stride) for index in range(min(_SHOWN, len(source)))], like=tokenizer)
+        images = load_images(
+            [source.image(index * stride) for index in range(min(_SHOWN, len(source)))], like=tokenizer
+        )
         grids[split], _ = reconstruction_grid(tokenizer, images)
         save_image(grids[split], out / f"reconstructions_{split}.png")
     return grids
@@ -221,7 +223,7 @@ def _report(
     )
     page.heading("Training")
     page.plots(
-        line_plot({"loss": _history(tokenizer_run, "train/total")}, y_label="L2 + 0.2 L1", **labels),
+        line_plot({"loss": _history(tokenizer_run, "train/total")}, y_label="L2 + 0.2 L1", smooth=True, **labels),
         line_plot(
             {"nats a token": _history(generator_run, "train/nll_per_token")},
             title="generator: negative log-likelihood",

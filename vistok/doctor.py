@@ -35,7 +35,8 @@ def examine() -> dict[str, Any]:
 
     packages = {name: _version(name) for name in _REQUIRED}
     extras = {
-        extra: all(importlib.util.find_spec(module) is not None for module in modules) for extra, modules in _EXTRAS.items()
+        extra: all(importlib.util.find_spec(module) is not None for module in modules)
+        for extra, modules in _EXTRAS.items()
     }
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     weights = {what: (cache / name).is_file() for what, name in _WEIGHTS.items()}

@@ -183,7 +183,9 @@ def _prepare(folder: Path, name: str) -> None:
     torch.manual_seed(0)
     model = create_model(name)
     if (model.config.head, model.config.quantizer, model.config.legacy_layout) != ("vqgan", "vq", True):
-        sys.exit(f"error: {name} is not a published two-stage TiTok (head vqgan), and the plain side is written for these")
+        sys.exit(
+            f"error: {name} is not a published two-stage TiTok (head vqgan), and the plain side is written for these"
+        )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -290,7 +292,10 @@ def main() -> int:
                 peaks = {side: _in_own_process(side, folder, batch_size) for side in _SIDES}
                 row = {"model": name, "batch_size": batch_size, **speed, "memory": peaks["ours"] / peaks["plain"]}
                 rows.append(row | {f"peak_mib_{side}": round(peak) for side, peak in peaks.items()})
-                print(f"{name:<24}{batch_size:>6}{row['encode']:>14.2f}{row['decode']:>14.2f}{row['memory']:>9.2f}", flush=True)
+                print(
+                    f"{name:<24}{batch_size:>6}{row['encode']:>14.2f}{row['decode']:>14.2f}{row['memory']:>9.2f}",
+                    flush=True,
+                )
     if args.json:
         content = {"threads": 1, "repeats": args.repeats, "torch": torch.__version__, "rows": rows}
         args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

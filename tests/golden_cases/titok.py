@@ -224,7 +224,9 @@ def _run_quantizer(case: GoldenCase) -> Iterator[Result]:
     }
     for output in step["outputs"]:
         name = output["name"]
-        tight = _PARAMETERS if name.endswith("_after") else _TIGHT if name.endswith("_loss") and "grad" not in name else {}
+        tight = (
+            _PARAMETERS if name.endswith("_after") else _TIGHT if name.endswith("_loss") and "grad" not in name else {}
+        )
         yield case.compare(step, name, computed[name], **tight)
 
 
@@ -302,7 +304,10 @@ def _generator_step(
         factor = case.config["losses"].get("discriminator_factor", 1.0)
         computed |= {f"{prefix}{name}_loss": value for name, value in terms.items()}
         computed |= {f"{prefix}total_loss": total, f"{prefix}weighted_gan_loss": weighted}
-        computed |= {f"{prefix}discriminator_factor": factor * float(loss.adversary_is_on(at)), f"{prefix}d_weight": weight}
+        computed |= {
+            f"{prefix}discriminator_factor": factor * float(loss.adversary_is_on(at)),
+            f"{prefix}d_weight": weight,
+        }
         computed[f"{prefix}gan_loss"] = weighted / (weight * factor) if weight else weighted
     memory["total"] = total
     for output in step["outputs"]:

@@ -18,7 +18,14 @@ from vistok.registry import get_card, list_models, model_class
 TINY = TransformerSize(32, 2, 2)
 VQGAN = MaskGitVqganConfig(image_size=32, base_channels=32, code_dim=16, codebook_size=64, num_blocks=1)
 BASE = TiTokConfig(
-    image_size=32, patch_size=8, decoder_patch_size=16, encoder=TINY, decoder=TINY, num_tokens=6, codebook_size=50, code_dim=4
+    image_size=32,
+    patch_size=8,
+    decoder_patch_size=16,
+    encoder=TINY,
+    decoder=TINY,
+    num_tokens=6,
+    codebook_size=50,
+    code_dim=4,
 )
 KINDS = {
     "vq_pixels": BASE,
@@ -61,7 +68,9 @@ def test_shapes_types_and_ranges(kind: str) -> None:
     assert (len(tokens), tokens.num_tokens) == (3, model.num_tokens)
     assert tokens.is_continuous == model.continuous
     if not model.continuous:
-        assert tokens.ids.dtype == torch.int64 and 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < tokens.vocab_size
+        assert (
+            tokens.ids.dtype == torch.int64 and 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < tokens.vocab_size
+        )
     images = model.decode(tokens, condition=condition(model, 3))
     assert images.shape == (3, 3, 32, 32) and images.dtype == torch.float32
     assert 0.0 <= float(images.min()) and float(images.max()) <= 1.0

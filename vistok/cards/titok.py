@@ -97,7 +97,9 @@ def _bottleneck(quantizer: str) -> dict[str, Any]:
     return {"quantizer": "gaussian", "code_dim": 16}
 
 
-def _masked(tokens: str, model: str, steps: int, scale: float, decay: str, temperature: float, gfid: float) -> ModelCard:
+def _masked(
+    tokens: str, model: str, steps: int, scale: float, decay: str, temperature: float, gfid: float
+) -> ModelCard:
     return ModelCard(
         name=f"maskgit_titok_{tokens}.imagenet",
         family=model,
@@ -145,7 +147,9 @@ def _maskgen(size: str, kind: str, fid: float, geneval: float) -> ModelCard:
 CARDS = (
     _two_stage("large", 32, 2.21),
     _two_stage("base", 64, 1.70),
-    _two_stage("small", 128, 1.71, "users have measured rFID 3.91 with the published weights (upstream issue 105, unresolved)"),
+    _two_stage(
+        "small", 128, 1.71, "users have measured rFID 3.91 with the published weights (upstream issue 105, unresolved)"
+    ),
     _stage_one("large", 32),
     _stage_one("base", 64),
     _stage_one("small", 128),

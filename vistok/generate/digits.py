@@ -28,6 +28,7 @@ class DigitCode(nn.Module):
         super().__init__()
         self.num_digits = len(levels)
         self.vocab_size = math.prod(levels)
+        self.num_values = sum(levels)
         place_values = [math.prod(levels[:digit]) for digit in range(len(levels))]
         offsets = [sum(levels[:digit]) for digit in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.int64), persistent=False)
@@ -48,7 +49,7 @@ class DigitEmbedding(nn.Module):
 
     def __init__(self, code: DigitCode, width: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(int(code.levels.sum()), width)
+        self.table = nn.Embedding(code.num_values, width)
 
     def forward(self, digits: Tensor, code: DigitCode) -> Tensor:
         """Digits [..., D] -> [..., W]."""

@@ -49,7 +49,10 @@ class PatchDiscriminator(nn.Module):
             out = base_channels * 2**stage
             self.stages.append(
                 nn.Sequential(
-                    nn.Conv2d(channels, out, 3, padding=1), BlurDownsample(), nn.GroupNorm(32, out), nn.LeakyReLU(_SLOPE)
+                    nn.Conv2d(channels, out, 3, padding=1),
+                    BlurDownsample(),
+                    nn.GroupNorm(32, out),
+                    nn.LeakyReLU(_SLOPE),
                 )
             )
             channels = out

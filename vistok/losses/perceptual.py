@@ -60,7 +60,8 @@ class LPIPS(_FrozenNetwork):
 
         layers = list(make_layers(cfgs["D"]))  # VGG16 without its classifier, which is nine tenths of it
         self.slices = nn.ModuleList(
-            nn.Sequential(OrderedDict((str(i), layers[i]) for i in range(first, last + 1))) for first, last in _VGG_SLICES
+            nn.Sequential(OrderedDict((str(i), layers[i]) for i in range(first, last + 1)))
+            for first, last in _VGG_SLICES
         )
         for module in self.slices.modules():
             if isinstance(module, nn.ReLU):
@@ -82,7 +83,9 @@ class LPIPS(_FrozenNetwork):
             return total
 
     @classmethod
-    def pretrained(cls, *, vgg: str | Path | None = None, heads: str | Path | None = None, download: bool = True) -> LPIPS:
+    def pretrained(
+        cls, *, vgg: str | Path | None = None, heads: str | Path | None = None, download: bool = True
+    ) -> LPIPS:
         """The published network.
 
         Args:
@@ -173,7 +176,9 @@ def _parse_spec(spec: str) -> dict[str, float]:
                 return weights
     except ValueError:
         pass
-    raise ConfigError(f"the perceptual loss is lpips, convnext_s, or lpips-convnext_s-A-B as in lpips-convnext_s-1.0-0.1; got {spec!r}")
+    raise ConfigError(
+        f"the perceptual loss is lpips, convnext_s, or lpips-convnext_s-A-B as in lpips-convnext_s-1.0-0.1; got {spec!r}"
+    )
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -209,7 +214,9 @@ def _lpips_heads(path: str | Path | None) -> Path:
 
     package = find_spec("lpips")
     if package is None or package.origin is None:
-        raise CheckpointError("LPIPS's linear heads come with the lpips package: pip install 'vistok[eval]', or give heads=FILE")
+        raise CheckpointError(
+            "LPIPS's linear heads come with the lpips package: pip install 'vistok[eval]', or give heads=FILE"
+        )
     return Path(package.origin).parent / "weights" / "v0.1" / "vgg.pth"
 
 

@@ -69,9 +69,7 @@ class TokenizerLoss(nn.Module):
         super().__init__()
         self.config = config
         uses_perceptual = config.perceptual and config.perceptual_weight
-        self.perceptual = (
-            PerceptualLoss(config.perceptual, pretrained=config.pretrained) if uses_perceptual else None
-        )
+        self.perceptual = PerceptualLoss(config.perceptual, pretrained=config.pretrained) if uses_perceptual else None
         self.discriminator = PatchDiscriminator() if config.adversarial_weight else None
         self.lecam = LeCam() if config.adversarial_weight else None
 
@@ -102,7 +100,11 @@ class TokenizerLoss(nn.Module):
             total = torch.stack(list(terms.values())).sum()
             if "loss_commitment" in outputs:
                 quantizer = config.quantizer_weight * (outputs["loss_commitment"] + outputs["loss_codebook"])
-                terms |= {"quantizer": quantizer, "commitment": outputs["loss_commitment"], "codebook": outputs["loss_codebook"]}
+                terms |= {
+                    "quantizer": quantizer,
+                    "commitment": outputs["loss_commitment"],
+                    "codebook": outputs["loss_codebook"],
+                }
                 total = total + quantizer
             if "kl" in outputs:
                 terms["kl"] = config.kl_weight * outputs["kl"].float().sum() / len(images)

@@ -212,9 +212,7 @@ class Tokenizer(PretrainedModel, ABC):
         """Number of ids, or the factors of which it is the product, or None for continuous latents."""
 
     @abstractmethod
-    def encode(
-        self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None
-    ) -> Tokens:
+    def encode(self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None) -> Tokens:
         """Turn images into tokens, without gradients.
 
         Args:
@@ -258,7 +256,9 @@ class Tokenizer(PretrainedModel, ABC):
         """Raise a ``VistokError`` unless ``tokens`` can be decoded by this tokenizer."""
         name = self.name or self.family
         if not isinstance(tokens, Tokens):
-            raise VistokError(f"{name}.decode takes vistok.Tokens, got {type(tokens).__name__}; wrap ids in Tokens(ids=...)")
+            raise VistokError(
+                f"{name}.decode takes vistok.Tokens, got {type(tokens).__name__}; wrap ids in Tokens(ids=...)"
+            )
         if tokens.is_continuous != self.continuous:
             kinds = {True: "continuous latents", False: "ids"}
             raise VistokError(f"{name} decodes {kinds[self.continuous]}, got {kinds[tokens.is_continuous]}")

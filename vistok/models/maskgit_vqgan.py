@@ -104,9 +104,7 @@ class MaskGitVqgan(Tokenizer):
         return self.decoder(latents.transpose(1, 2).unflatten(2, (grid, grid)).to(self.dtype))
 
     @torch.no_grad()
-    def encode(
-        self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None
-    ) -> Tokens:
+    def encode(self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None) -> Tokens:
         """Images [B, 3, H, W] in [0, 1] to tokens with ids [B, h*w]; see ``Tokenizer.encode``."""
         self.check_images(images)
         ids = self.quantizer(self.encode_latents(images.to(self.device, self.dtype))).ids
@@ -131,6 +129,3 @@ class MaskGitVqgan(Tokenizer):
         quantised = self.quantizer(self.encode_latents(images))
         out = {"reconstruction": self.decode_latents(quantised.latents), "ids": quantised.ids}
         return out | {f"loss_{key}": value for key, value in quantised.losses.items()}
-
-
-

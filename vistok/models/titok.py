@@ -228,9 +228,7 @@ class TiTok(Tokenizer):
         return latents
 
     @torch.no_grad()
-    def encode(
-        self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None
-    ) -> Tokens:
+    def encode(self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None) -> Tokens:
         """Images [B, 3, H, W] in [0, 1] to tokens; see ``Tokenizer.encode``."""
         self.check_images(images)
         if length is not None and not (self.ordered or length == self.num_tokens):
@@ -363,7 +361,9 @@ class TiTok(Tokenizer):
     def with_pixel_decoder(self, vqgan: MaskGitVqgan) -> TiTok:
         """A stage-2 model from this stage-1 model and MaskGIT-VQGAN's decoder and codes; the weights are copied."""
         if self.config.head != "proxy":
-            raise VistokError(f"only a stage-1 model (head: proxy) lacks its pixel decoder; this one has head: {self.config.head}")
+            raise VistokError(
+                f"only a stage-1 model (head: proxy) lacks its pixel decoder; this one has head: {self.config.head}"
+            )
         from dataclasses import replace
 
         full = TiTok(replace(self.config, head="vqgan", vqgan=vqgan.config)).to(self.device, self.dtype)

@@ -62,7 +62,9 @@ class GeneratorTask(Task):
         torch.manual_seed(config.seed)
         self.model = make_model({**facts, **config.model})
         if not isinstance(self.model, Generator):
-            raise ConfigError(f"task: generator trains a generator, and {config.model} is a {type(self.model).__name__}")
+            raise ConfigError(
+                f"task: generator trains a generator, and {config.model} is a {type(self.model).__name__}"
+            )
         if config.init_from:
             self.model.load_weights(from_pretrained(config.init_from).state_dict(), where=config.init_from)
         self.modules["model"] = self.model

@@ -91,7 +91,9 @@ class TokenizerTask(Task):
 
     def optimizer_config(self, name: str) -> OptimizerConfig:
         """The discriminator may have settings of its own."""
-        return (self.config.discriminator or self.config.optimizer) if name == "discriminator" else self.config.optimizer
+        return (
+            (self.config.discriminator or self.config.optimizer) if name == "discriminator" else self.config.optimizer
+        )
 
     def schedule_steps(self, name: str) -> int:
         """The discriminator's learning rate runs from its start to the end."""
