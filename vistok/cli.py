@@ -23,7 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # machine is shared; read once, when torch is imported, which no line above this one does.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    args, rest = parser.parse_known_args(arguments)
+    # argparse ends a list of positional arguments at the first option; overrides may also come after it.
+    if hasattr(args, "overrides") and all("=" in text and not text.startswith("-") for text in rest):
+        args.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         result = args.run(args)

@@ -123,6 +123,7 @@ def test_failure_of_one_process_ends_all() -> None:
 def fresh_model() -> Any:
     torch.manual_seed(1)
     model = vistok.create_model("titok_tiny_32.emoji")
+    model.fit_linear(torch.rand(40, 3, model.image_size, model.image_size))
     for parameter in model.parameters():  # as it is made, it gives one and the same token
         torch.nn.init.normal_(parameter, std=0.05)
     return model

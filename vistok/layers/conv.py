@@ -141,8 +141,12 @@ class ConvDecoder(_Stack):
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """The layout in which a CPU convolves without reordering its input and output; GPUs choose for themselves."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    """The layout in which a CPU convolves without reordering, unless gradients are recorded: their passes are slower in it."""
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return x
+    return x.clone(
+        memory_format=torch.channels_last
+    )  # contiguous() may keep a batch of one, in strides that hide its layout
 
 
 def _silu(x: Tensor) -> Tensor:
