@@ -137,7 +137,7 @@ class ConvDecoder(_Stack):
                 x = self._run(block, x)
             if level:
                 x = self.upsample[level - 1](x)
-        return self.conv_out(_silu(self.norm_out(x)))
+        return self.conv_out(_silu(self.norm_out(x))).contiguous()
 
 
 def _channels_last(x: Tensor) -> Tensor:
