@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import signal
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -65,8 +67,16 @@ def make_accelerator(
             f"the launcher asks for {accelerator.distributed_type.value}, and this loop replicates models: "
             "use `accelerate launch --multi_gpu`"
         )
+    if torch.distributed.is_initialized():  # runs of one process share the group: it ends with the process
+        atexit.unregister(_leave_process_group)
+        atexit.register(_leave_process_group)
     accelerator.scaler = None  # every module has its own: see vistok.training.loop
     return accelerator
+
+
+def _leave_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class NonFiniteError(VistokError):

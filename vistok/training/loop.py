@@ -279,7 +279,10 @@ class TrainingRun:
                 "%s: stopped %s after step %d of %d; the same command resumes it",
                 self.stop.signal or "another process", config.name, self.step, config.steps,
             )  # fmt: skip
-        self.accelerator.end_training()
+        # Not ``end_training``, which also destroys the process group: a group made anew for the process's
+        # next run meets the old one's addresses in the launcher's store, and may wait for them for ever.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return RunResult(self.step, self.folder, self.metrics, finished)
 
     def optimizer_step(self, host_batches: list[dict[str, Any]]) -> dict[str, float]:
