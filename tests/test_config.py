@@ -246,7 +246,7 @@ def test_yaml_reads_no_as_false_and_the_choice_is_meant(tmp_path: Path) -> None:
 # Writing.
 
 _words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-_reals = st.floats(allow_nan=False)
+_reals = st.floats(allow_nan=False, allow_infinity=False)
 _leaves = st.builds(
     Leaf, rate=_reals, pair=st.tuples(_reals, _reals), names=st.none() | st.lists(_words, max_size=3).map(tuple)
 )

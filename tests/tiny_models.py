@@ -12,7 +12,7 @@ from vistok.models.maskgit_vqgan import MaskGitVqgan, MaskGitVqganConfig
 from vistok.models.titok import TiTok, TiTokConfig, TransformerSize
 
 SIDE = 32
-TINY = TransformerSize(32, 1, 2)
+TINY = TransformerSize(32, 2, 2)
 VQGAN = MaskGitVqganConfig(image_size=SIDE, base_channels=32, code_dim=16, codebook_size=64, num_blocks=1)
 BASE = TiTokConfig(
     image_size=SIDE,
@@ -30,6 +30,7 @@ KINDS = {
     "vq_text": replace(BASE, text_length=5, text_dim=7, l2_norm=False, cluster=True),
     "gaussian": replace(BASE, quantizer="gaussian"),
     "fsq_ordered": replace(BASE, quantizer="fsq", levels=(4, 3, 5, 2), tail_drop="uniform"),
+    "fsq_linear": replace(BASE, quantizer="fsq", levels=(8, 8, 8, 8), tail_drop="log_uniform", init="linear"),
     "maskgit_vqgan": VQGAN,
 }
 
@@ -39,6 +40,8 @@ def make(kind: str) -> Tokenizer:
     torch.manual_seed(0)
     config = KINDS[kind]
     model = MaskGitVqgan(config) if isinstance(config, MaskGitVqganConfig) else TiTok(config)
+    if kind == "fsq_linear":
+        model.fit_linear(pictures(24, seed=5))
     return model.eval()
 
 

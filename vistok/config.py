@@ -9,6 +9,7 @@ data: nothing in it can name code to run.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import types
 import typing
@@ -202,17 +203,22 @@ def _convert(kind: Any, value: Any, where: str, dotted: str) -> Any:
 
 
 def _scalar(kind: Any, value: Any, where: str, dotted: str) -> Any:
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)) and not _is_no_number(value):
         return value
     # YAML 1.1 reads `1e-4` as a string, and whole numbers stand for floats and the other way round.
     if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             number = float(value)
-        except ValueError:
-            pass
-        else:
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not _is_no_number(number):
             if kind is float:
                 return number
             if number.is_integer():
                 return int(number)
     raise ConfigError(f"{where}: `{dotted}` wants {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def _is_no_number(value: Any) -> bool:
+    """Whether it is infinite or not a number, which YAML can write and no setting takes."""
+    return isinstance(value, float) and not math.isfinite(value)

@@ -7,54 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import BASE, KINDS, VQGAN, condition, make, pictures
 
 from vistok.errors import CheckpointError, VistokError
 from vistok.hub import create_model, from_pretrained
-from vistok.models.base import Tokenizer
-from vistok.models.maskgit_vqgan import MaskGitVqgan, MaskGitVqganConfig
-from vistok.models.titok import TiTok, TiTokConfig, TransformerSize
+from vistok.models.titok import TiTok, TiTokConfig
 from vistok.registry import get_card, list_models, model_class
-
-TINY = TransformerSize(32, 2, 2)
-VQGAN = MaskGitVqganConfig(image_size=32, base_channels=32, code_dim=16, codebook_size=64, num_blocks=1)
-BASE = TiTokConfig(
-    image_size=32,
-    patch_size=8,
-    decoder_patch_size=16,
-    encoder=TINY,
-    decoder=TINY,
-    num_tokens=6,
-    codebook_size=50,
-    code_dim=4,
-)
-KINDS = {
-    "vq_pixels": BASE,
-    "vq_legacy": replace(BASE, head="vqgan", legacy_layout=True, vqgan=VQGAN),
-    "vq_text": replace(BASE, text_length=5, text_dim=7, l2_norm=False, cluster=True),
-    "gaussian": replace(BASE, quantizer="gaussian"),
-    "fsq_ordered": replace(BASE, quantizer="fsq", levels=(4, 3, 5, 2), tail_drop="uniform"),
-    "fsq_linear": replace(BASE, quantizer="fsq", levels=(8, 8, 8, 8), tail_drop="log_uniform", init="linear"),
-    "maskgit_vqgan": VQGAN,
-}
-
-
-def make(kind: str) -> Tokenizer:
-    torch.manual_seed(0)
-    config = KINDS[kind]
-    model = MaskGitVqgan(config) if isinstance(config, MaskGitVqganConfig) else TiTok(config)
-    if kind == "fsq_linear":
-        model.fit_linear(pictures(24, seed=5))
-    return model.eval()
-
-
-def pictures(count: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    small = torch.rand(count, 3, 5, 5, generator=generator)
-    return torch.nn.functional.interpolate(small, size=(32, 32), mode="bilinear", align_corners=True)
-
-
-def condition(model: Tokenizer, count: int) -> torch.Tensor | None:
-    return torch.randn(count, 5, 7, generator=torch.Generator().manual_seed(1)) if model.conditional else None
 
 
 @pytest.fixture(params=sorted(KINDS))

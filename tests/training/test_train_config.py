@@ -17,6 +17,9 @@ from vistok.training.config import changed_keys, dry_run_config
     ("changes", "message"),
     [
         ({"batch_size": 6, "gradient_accumulation": 4}, "does not divide into 4 micro batches"),
+        ({"seed": 2**64}, "0 <= seed < 2\\^63"),
+        ({"optimizer": {"lr": float("nan")}}, "`optimizer.lr` wants float, got nan"),
+        ({"schedule": {"end_lr": float("inf")}}, "`schedule.end_lr` wants float, got inf"),
         ({"steps": 0}, "steps is at least 1"),
         ({"log_every": -1}, "log_every is a number of steps"),
         ({"name": "a/b"}, "without slashes"),

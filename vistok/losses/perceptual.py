@@ -153,7 +153,7 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, spec: str, *, pretrained: bool = True) -> None:
         super().__init__()
-        self.weights = _parse_spec(spec)
+        self.weights = parse_perceptual(spec)
         makers = {"lpips": LPIPS, "convnext_s": ConvNextLogits}
         self.networks = nn.ModuleDict(
             {name: makers[name].pretrained() if pretrained else makers[name]() for name in self.weights}
@@ -165,7 +165,12 @@ class PerceptualLoss(nn.Module):
         return torch.stack(list(terms)).sum() / sum(self.weights.values())
 
 
-def _parse_spec(spec: str) -> dict[str, float]:
+def parse_perceptual(spec: str) -> dict[str, float]:
+    """The weight of each network that a perceptual loss's name stands for; see ``PerceptualLoss``.
+
+    Raises:
+        ConfigError: it is no such name.
+    """
     if spec in ("lpips", "convnext_s"):
         return {spec: 1.0}
     parts = spec.split("-")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vistok.errors import ConfigError
 from vistok.losses.adversarial import LeCam, PatchDiscriminator, hinge_discriminator_loss
-from vistok.losses.perceptual import PerceptualLoss
+from vistok.losses.perceptual import PerceptualLoss, parse_perceptual
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class TokenizerLossConfig:
     pretrained: bool = True
 
     def __post_init__(self) -> None:
+        if self.perceptual:
+            parse_perceptual(self.perceptual)
         if self.perceptual_weight and not self.perceptual:
             raise ConfigError("perceptual_weight is set, and perceptual names no network")
 

@@ -24,6 +24,8 @@ class ClipTextFeatures(nn.Module):
         CheckpointError: the weights are not to be had.
     """
 
+    length, width = 77, 768
+
     def __init__(self, *, pretrained: bool = True) -> None:
         super().__init__()
         import open_clip

@@ -113,6 +113,11 @@ class TiTokConfig:
         for key in ("patch_size", "decoder_patch_size"):
             if self.image_size % getattr(self, key):
                 raise ConfigError(f"image_size {self.image_size} is not a multiple of {key} {getattr(self, key)}")
+        if self.head != "pixels" and self.vqgan.image_size != self.image_size:
+            raise ConfigError(
+                f"head: {self.head} makes images with its proxy: image_size is {self.image_size}, and "
+                f"vqgan.image_size {self.vqgan.image_size}; set both"
+            )
         if self.quantizer == "fsq" and len(self.levels) != self.code_dim:
             raise ConfigError(f"fsq takes one level count a channel: code_dim is {self.code_dim}, levels {self.levels}")
         if self.init == "linear" and (self.head != "pixels" or self.quantizer == "gaussian" or self.legacy_layout):

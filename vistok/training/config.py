@@ -146,6 +146,8 @@ class TrainConfig:
         for key in ("steps", "batch_size", "gradient_accumulation", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} is at least 1, got {getattr(self, key)}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is a whole number, 0 <= seed < 2^63, got {self.seed}")
         for key in ("checkpoint_every", "log_every", "preview_every", "eval_every"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key} is a number of steps, or 0, got {getattr(self, key)}")

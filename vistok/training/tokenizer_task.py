@@ -53,6 +53,12 @@ class TokenizerTask(Task):
         if self.model.conditional:
             from vistok.models.text import ClipTextFeatures
 
+            wanted, made = (self.model.config.text_length, self.model.config.text_dim), ClipTextFeatures
+            if wanted != (made.length, made.width):
+                raise ConfigError(
+                    f"model.text_length and text_dim are {made.length} and {made.width} where CLIP's text features "
+                    f"are made from captions, got {wanted[0]} and {wanted[1]}"
+                )
             self.frozen["text"] = ClipTextFeatures(pretrained=self.loss_config.pretrained)
         self._ids: Tensor | None = None
         size = self.model.codebook_size
