@@ -21,15 +21,21 @@ def test_small_case_matches_the_recording(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["s128-full", "maskgit-vqgan-full", "loss-stage2", "loss-tatitok-vae", "loss-tatitok-vq"]
+    "name",
+    [
+        *(f"titok/{name}" for name in ("s128-full", "maskgit-vqgan-full")),
+        *(f"titok/loss-{name}" for name in ("stage2", "tatitok-vae", "tatitok-vq")),
+        *(f"onedpiece/{name}" for name in ("s256-full", "loss-stage2")),
+    ],
 )
 def test_full_case_matches_the_recording(name: str, golden_root: Path) -> None:
-    rows = run_case(golden_root / "titok" / name)
+    rows = run_case(golden_root / name)
     assert rows and [row.output for row in rows if row.status != "pass"] == []
 
 
-def test_all_published_layouts_account_for_every_tensor(golden_root: Path) -> None:
-    folders = sorted((golden_root / "titok" / "layouts").iterdir())
+@pytest.mark.parametrize(("family", "count"), [("titok", 18), ("onedpiece", 3)])
+def test_all_published_layouts_account_for_every_tensor(family: str, count: int, golden_root: Path) -> None:
+    folders = sorted((golden_root / family / "layouts").iterdir())
     rows = [row for folder in folders for row in run_case(folder)]
     assert not [row.case for row in rows if row.status == "fail"]
-    assert sum(row.status == "pass" for row in rows) >= 18
+    assert sum(row.status == "pass" for row in rows) >= count

@@ -24,7 +24,7 @@ FAMILIES = MappingProxyType(
         "digit_ar": "vistok.generate.ar:DigitAR",
     }
 )
-CARD_MODULES = ("vistok.cards.titok", "vistok.cards.house")
+CARD_MODULES = ("vistok.cards.titok", "vistok.cards.onedpiece", "vistok.cards.house")
 _METRIC_NAMES = {"rfid": "rFID", "gfid": "gFID", "is": "IS", "fid_mjhq": "FID (MJHQ)", "geneval": "GenEval"}
 
 

@@ -128,7 +128,7 @@ class GoldenCase:
 
 def runner_for(case: GoldenCase) -> Callable[[GoldenCase], Iterator[Result]] | None:
     """The function that runs a family's cases, or None where vistok does not have the family yet."""
-    if case.family == "titok":
+    if case.family in ("titok", "onedpiece"):  # One-D-Piece is TiTok with tail drop
         from golden_cases.titok import run
 
         return run

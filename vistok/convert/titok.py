@@ -1,4 +1,4 @@
-"""TiTok's and TA-TiTok's published names and configurations, and those of their training losses.
+"""TiTok's, TA-TiTok's and One-D-Piece's published names and configurations, and those of their training losses.
 
 The layout tells nearly all of the configuration; what shapes cannot tell (heads, normalisation,
 commitment) is read from the published configuration where there is one, and else is what every
@@ -19,6 +19,8 @@ from vistok.models.maskgit_vqgan import MaskGitVqganConfig
 from vistok.models.titok import SIZES, TiTokConfig, TransformerSize
 
 _HEAD_WIDTH = 64
+_ONE_D_PIECE = "one_d_piece"  # the model's type in its configuration; the tensors are those of two-stage TiTok
+_ONE_D_PIECE_TOKENS = 256  # no two-stage TiTok has so many
 _PUBLISHED_SIZES = ("small", "base", "large")
 
 
@@ -91,6 +93,8 @@ def _read_config(
     """
     vq_model = find_key(published, "vq_model")
     vq_model = vq_model if isinstance(vq_model, Mapping) else {}
+    model = find_key(published, "model")
+    kind = model.get("type") if isinstance(model, Mapping) else None
     legacy = "decoder.ffn.2.weight" in shapes
     quantizer = "vq" if "quantize.embedding.weight" in shapes else "gaussian"
     channels = shapes["encoder.conv_out.weight"][0]
@@ -101,6 +105,8 @@ def _read_config(
     grid = math.isqrt(shapes["decoder.positional_embedding"][0] - 1)
     head = "vqgan" if "pixel_quantize.embedding.weight" in shapes else "proxy" if legacy else "pixels"
     values: dict[str, Any] = {}
+    if kind == _ONE_D_PIECE or (kind is None and legacy and shapes["latent_tokens"][0] == _ONE_D_PIECE_TOKENS):
+        values["tail_drop"] = "uniform"
     if quantizer == "vq":
         values["codebook_size"] = shapes["quantize.embedding.weight"][0]
         values["l2_norm"] = bool(vq_model.get("use_l2_norm", legacy))
@@ -145,8 +151,10 @@ def _wrap_config(config: TiTokConfig) -> dict[str, Any]:
     Raises:
         ConfigError: an option that the published layout cannot tell.
     """
-    if config.quantizer == "fsq" or config.tail_drop != "none" or config.init != "random":
-        raise ConfigError("quantizer: fsq, tail_drop and init: linear are not part of it")
+    if config.quantizer == "fsq" or config.tail_drop == "log_uniform" or config.init != "random":
+        raise ConfigError("quantizer: fsq, tail_drop: log_uniform and init: linear are not part of it")
+    if config.tail_drop == "uniform" and (config.head == "pixels" or config.quantizer != "vq"):
+        raise ConfigError("in it, tail_drop: uniform (One-D-Piece) goes with vq and the heads proxy and vqgan")
     if config.legacy_layout != (config.head != "pixels"):
         raise ConfigError("in it, legacy_layout goes with the heads proxy and vqgan, and only with them")
     vq_model = {
@@ -166,7 +174,11 @@ def _wrap_config(config: TiTokConfig) -> dict[str, Any]:
     }
     if config.text_length:
         vq_model |= {"text_context_length": config.text_length, "text_embed_dim": config.text_dim}
-    return {"model": {"vq_model": vq_model}, "dataset": {"preprocessing": {"crop_size": config.image_size}}}
+    model: dict[str, Any] = {"vq_model": vq_model}
+    if config.tail_drop == "uniform":
+        vq_model["strict_length_assertion"] = False
+        model["type"] = _ONE_D_PIECE
+    return {"model": model, "dataset": {"preprocessing": {"crop_size": config.image_size}}}
 
 
 def _published_size(config: TiTokConfig, side: Literal["encoder", "decoder"]) -> str | dict[str, int]:
@@ -177,7 +189,8 @@ def _published_size(config: TiTokConfig, side: Literal["encoder", "decoder"]) ->
 
 
 TITOK = Source(
-    title="TiTok and TA-TiTok (yucornetto/tokenizer_titok_*, turkeyju/tokenizer_tatitok_*)",
+    title="TiTok, TA-TiTok and One-D-Piece (yucornetto/tokenizer_titok_*, turkeyju/tokenizer_tatitok_*, "
+    "turing-motors/One-D-Piece-*)",
     family="titok",
     signature=frozenset({"latent_tokens", "encoder.class_embedding", "decoder.decoder_embed.weight"}),
     read_config=_read_config,

@@ -342,7 +342,7 @@ class TiTok(Tokenizer):
                 for key, value in bottleneck.losses.items():
                     out[f"loss_{key}"] = torch.zeros_like(value) if self._encoder_frozen else value
         if self.training and self.ordered:
-            latents = latents[:, : self._draw_length(generator)]
+            latents = latents[:, : self.draw_length(generator)]
         features = self.decode_features(latents, text)
         if self.config.head == "proxy":
             return out | {"logits": features}
@@ -382,7 +382,7 @@ class TiTok(Tokenizer):
             raise VistokError("fit_linear is for models with init: linear")
         self.linear.fit(images)
 
-    def _draw_length(self, generator: torch.Generator | None) -> int:
+    def draw_length(self, generator: torch.Generator | None) -> int:
         """One length for the whole batch, from the CPU generator, as One-D-Piece's training draws it."""
         if self.config.tail_drop == "uniform":
             return int(torch.randint(1, self.num_tokens + 1, (1,), generator=generator))
