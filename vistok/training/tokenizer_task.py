@@ -24,6 +24,7 @@ from vistok.training.task import Task, make_model
 logger = logging.getLogger(__name__)
 
 _LINEAR_FIT_IMAGES = 4096
+_LINEAR_FIT_VIEWS = 8
 _PREVIEW_IMAGES = 8
 
 
@@ -88,12 +89,18 @@ class TokenizerTask(Task):
         return make_model({"family": "maskgit_vqgan", **to_dict(model.config.vqgan)})
 
     def _fitting_images(self, size: int) -> Tensor:
-        """Training pictures, evenly chosen and mirrored, without any other augmentation."""
+        """Training pictures, evenly chosen and mirrored, and where crops are random, several crops of each."""
         source = open_source(self.config.data.train, split="train")
         data = ImageDataset(source, image_size=size, interpolation=self.config.data.interpolation)
-        stride = max(1, len(data) // _LINEAR_FIT_IMAGES)
-        images = torch.stack([data[index]["image"] for index in range(0, len(data), stride)])
-        return torch.cat([images, images.flip(-1)]) if self.config.data.flip else images
+        indices = range(0, len(data), max(1, len(data) // _LINEAR_FIT_IMAGES))
+        images = torch.stack([data[index]["image"] for index in indices])
+        images = torch.cat([images, images.flip(-1)]) if self.config.data.flip else images
+        if self.config.data.crop != "random":
+            return images
+        crops = open_dataset(self.config.data, train=True, image_size=size)
+        views = range(min(_LINEAR_FIT_VIEWS, _LINEAR_FIT_IMAGES // len(indices)))
+        more = [crops[index, stable_seed(self.config.seed, "fit", view, index)] for view in views for index in indices]
+        return torch.cat([images, *(item["image"][None] for item in more)])
 
     def optimizer_config(self, name: str) -> OptimizerConfig:
         """The discriminator may have settings of its own."""
