@@ -19,6 +19,10 @@ class ConfigError(VistokError):
     """A configuration names an unknown key, has a wrong type, or contradicts itself."""
 
 
+class PublishedConfigError(ConfigError):
+    """A published configuration names a class or a setting that vistok does not know."""
+
+
 class CheckpointError(VistokError):
     """A checkpoint cannot be read, is not recognised, or does not fit its model."""
 

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vistok.config import from_dict, load_yaml, merge
 from vistok.convert import recognise
-from vistok.errors import CheckpointError, ConfigError, VistokError, nearest
+from vistok.errors import CheckpointError, ConfigError, PublishedConfigError, VistokError, nearest
 from vistok.models.base import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, key_report
 from vistok.registry import ModelCard, cards, get_card, list_models, model_class
 
@@ -80,14 +81,16 @@ def from_pretrained(
     config: dict[str, Any] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    inference_only: bool = False,
 ) -> PretrainedModel:
     """Load a model from a registered name, a hub id, a folder or a file, in evaluation mode.
 
     Args:
         where: what to load; existing paths come first, then registered names, then the hub
             (``owner/name``, or ``owner/name:file``).
-        config: the published configuration of a file that has none beside it.
+        config: the published configuration of a file that has none beside it or inside it.
         device, dtype: where to and as what.
+        inference_only: leave out tensors that only training uses and whose layout vistok does not know.
     Raises:
         CheckpointError: not found, not readable, no known layout, or tensors that do not fit.
     """
@@ -105,24 +108,44 @@ def from_pretrained(
         )
         model.name = str(config.get("name", ""))
     else:
-        model, state = convert_state(state, config=config, where=str(weights))
+        config = _metadata(weights) if config is None else config
+        model, state = convert_state(state, config=config, where=str(weights), inference_only=inference_only)
         model.name = _published_name(str(where)) or model.name
     model.load_weights(state, where=str(weights))
     return model.to(device=device, dtype=dtype).eval()
 
 
 def convert_state(
-    state: dict[str, Tensor], *, config: dict[str, Any] | None = None, where: str = "checkpoint"
+    state: dict[str, Tensor],
+    *,
+    config: dict[str, Any] | None = None,
+    where: str = "checkpoint",
+    inference_only: bool = False,
 ) -> tuple[PretrainedModel, dict[str, Tensor]]:
     """Recognise a published state dict: an empty model for it, and the state under our names.
 
     The model's parameters are on the meta device until ``load_weights`` gives it the state.
+
+    Args:
+        state: the published tensors.
+        config: the published configuration.
+        where: what messages call it.
+        inference_only: see ``from_pretrained``.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     source = recognise(shapes, where=where)
+    extra = [key for key in state if source.ignorable and key.startswith(source.ignorable)]
+    if extra and not inference_only:
+        raise CheckpointError(
+            f"{where} has {len(extra)} tensors of a training head whose layout vistok does not know "
+            f"({', '.join(sorted(extra)[:6])}); load it without them: from_pretrained(..., inference_only=True)"
+        )
+    state = {key: tensor for key, tensor in state.items() if key not in set(extra)}
     try:
         ours = source.read_config(shapes, config)
         model = empty_model(model_class(source.family), ours)
+    except PublishedConfigError as error:
+        raise PublishedConfigError(f"{where}: {error}") from error
     except (LookupError, ArithmeticError, TypeError, ValueError, RuntimeError) as error:  # sizes that make no sense
         raise CheckpointError(
             f"{where} looks like {source.title}, but parts of that layout are missing or mis-shaped: {error!r}"
@@ -159,11 +182,15 @@ def save_published(model: PretrainedModel, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise VistokError(f"a published layout is written as .safetensors, got {path}")
+    from vistok.convert import sources
+
     state, config = to_published(model)
     text = yaml.safe_dump(config, sort_keys=False)
+    inside = next(source.metadata for source in sources() if source.family == model.family)
+    metadata = {"format": "pt"} if inside is None else inside(config)
     tensors = {key: tensor.contiguous().cpu() for key, tensor in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+    _write_whole(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
     _write_whole(path.with_suffix(".yaml"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -262,6 +289,17 @@ def _config_beside(weights: Path) -> dict[str, Any] | None:
     if published.is_file() and not (weights.name in _WEIGHT_FILES and path.exists()):
         return load_yaml(published)
     return _read_json(path) if path.exists() else None
+
+
+def _metadata(weights: Path) -> dict[str, str] | None:
+    """What a safetensors file says of itself: some sources keep their configuration there."""
+    if weights.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return file.metadata()
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{weights} cannot be read as a checkpoint: {error}") from error
 
 
 def _weights_in(folder: Path) -> Path:

@@ -21,10 +21,12 @@ FAMILIES = MappingProxyType(
     {
         "titok": "vistok.models.titok:TiTok",
         "maskgit_vqgan": "vistok.models.maskgit_vqgan:MaskGitVqgan",
+        "flextok": "vistok.models.flextok:FlexTok",
+        "kl_vae": "vistok.models.kl_vae:KlVae",
         "digit_ar": "vistok.generate.ar:DigitAR",
     }
 )
-CARD_MODULES = ("vistok.cards.titok", "vistok.cards.onedpiece", "vistok.cards.house")
+CARD_MODULES = ("vistok.cards.titok", "vistok.cards.onedpiece", "vistok.cards.flextok", "vistok.cards.house")
 _METRIC_NAMES = {"rfid": "rFID", "gfid": "gFID", "is": "IS", "fid_mjhq": "FID (MJHQ)", "geneval": "GenEval"}
 
 

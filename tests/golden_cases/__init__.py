@@ -132,6 +132,10 @@ def runner_for(case: GoldenCase) -> Callable[[GoldenCase], Iterator[Result]] | N
         from golden_cases.titok import run
 
         return run
+    if case.family == "flextok":
+        from golden_cases.flextok import run
+
+        return run
     return None
 
 

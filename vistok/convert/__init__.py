@@ -14,10 +14,11 @@ from vistok.errors import CheckpointError
 
 def sources() -> tuple[Source, ...]:
     """All known sources."""
+    from vistok.convert.flextok import FLEXTOK, KL_VAE
     from vistok.convert.maskgit_vqgan import MASKGIT_VQGAN
     from vistok.convert.titok import TITOK
 
-    return (TITOK, MASKGIT_VQGAN)
+    return (TITOK, MASKGIT_VQGAN, FLEXTOK, KL_VAE)
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]], *, where: str = "checkpoint") -> Source:

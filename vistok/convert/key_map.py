@@ -18,6 +18,10 @@ _RESHAPES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor
     "row": (lambda x: x[None], lambda x: x[0]),  # without a batch axis
     "channels": (lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None]),  # one weight a channel
     "image": (lambda x: x[0], lambda x: x[None]),  # a constant [C, 1, 1]
+    "columns": (
+        lambda x: x[0, 0].t().contiguous(),
+        lambda x: x.t()[None, None].contiguous(),
+    ),  # [1, 1, D, N]: a column a position
 }
 
 
@@ -64,7 +68,7 @@ class KeyMap:
             renamed, reshape = self._rename(table, name)
             try:
                 out[renamed] = _RESHAPES[reshape][direction](tensor)
-            except IndexError:  # another number of axes than the layout has: the strict report names it
+            except (IndexError, RuntimeError):  # another number of axes than the layout has: the strict report names it
                 out[renamed] = tensor
         return out
 
@@ -80,6 +84,8 @@ class Source:
         read_config: (shapes, published configuration or None, image size or None) -> our family's configuration.
         key_map: configuration -> the names.
         wrap_config: our configuration -> the published one, as far as it tells.
+        ignorable: start of the names of tensors that only training uses, in layouts that we do not know; "" for none.
+        metadata: published configuration -> the metadata of its safetensors file, where it is kept there too.
     """
 
     title: str
@@ -88,6 +94,8 @@ class Source:
     read_config: Callable[..., Any]
     key_map: Callable[[Any], KeyMap]
     wrap_config: Callable[[Any], dict[str, Any]]
+    ignorable: str = ""
+    metadata: Callable[[Mapping[str, Any]], dict[str, str]] | None = None
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -1,0 +1,67 @@
+"""Cards of FlexTok and of the autoencoders published with it.
+
+rFID: ImageNet validation, 256 pixels, 256 tokens. gFID: the paper's class-conditional model on 32 tokens.
+Both are taken from secondary tables.
+"""
+
+from __future__ import annotations
+
+from vistok.registry import ModelCard
+
+_PAPER = "FlexTok, arXiv:2502.13967"
+_LICENCE = "research only (Apple's model licence: no commercial use); read it on the model's hub page"
+_PREPROCESSING = {
+    "image_size": 256,
+    "crop": "center",
+    "interpolation": "bilinear",
+    "range": [0.0, 1.0],
+    "note": "shorter edge to 256 (antialias), centre crop; brought to [-1, 1] inside",
+}
+_UNVERIFIED = (
+    "not verified against the published configuration: max_timestep, scaling_factor, null_probability and the noise "
+    "levels of training; from_pretrained reads them from the file"
+)
+
+
+def _flextok(encoder: int, decoder: int, data: str, metrics: dict[str, float], notes: str = "") -> ModelCard:
+    short = {"imagenet": "in1k"}.get(data, data)
+    return ModelCard(
+        name=f"flextok_d{encoder}_d{decoder}.{data}",
+        family="flextok",
+        config={
+            "encoder": {"width": 64 * encoder, "depth": encoder},
+            "decoder": {"width": 64 * decoder, "depth": decoder},
+        },
+        hub_id=f"EPFL-VILAB/flextok_d{encoder}_d{decoder}_{short}",
+        licence=_LICENCE,
+        preprocessing=_PREPROCESSING,
+        metrics=metrics,
+        paper=_PAPER,
+        notes="; ".join(part for part in (notes, _UNVERIFIED) if part),
+    )
+
+
+def _autoencoder(channels: int) -> ModelCard:
+    repository = f"EPFL-VILAB/flextok_vae_c{channels}"
+    return ModelCard(
+        name=f"flextok_vae_c{channels}",
+        family="kl_vae",
+        config={"network": {"latent_channels": channels}},
+        hub_id=repository,
+        file=f"{repository}:diffusion_pytorch_model.safetensors",
+        licence=_LICENCE,
+        preprocessing=_PREPROCESSING,
+        paper=_PAPER,
+        notes="a KL autoencoder with a latent map of an eighth of the size; scaling_factor not verified",
+    )
+
+
+CARDS = (
+    _flextok(12, 12, "imagenet", {"rfid": 4.20, "gfid": 3.83}, "its gFID is quoted from memory"),
+    _flextok(18, 18, "imagenet", {"rfid": 1.61, "gfid": 2.02}),
+    _flextok(18, 28, "imagenet", {"rfid": 1.45, "gfid": 1.86}),
+    _flextok(18, 28, "dfn", {}, "trained on DFN"),
+    _autoencoder(4),
+    _autoencoder(8),
+    _autoencoder(16),
+)

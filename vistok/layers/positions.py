@@ -1,0 +1,46 @@
+"""Fixed position tables and time features."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sincos_2d(height: int, width: int, dim: int) -> Tensor:
+    """The sine-cosine table of a grid, [1, D, h, w] fp32.
+
+    Its channels are four quarters: sine and cosine of the first coordinate, then of the second, at
+    D / 4 frequencies from 1 down to 1/10000. The coordinates of cell f (row-major) are f // h and
+    f % h: row and column on a square grid, and on others what published tables hold.
+
+    Args:
+        height, width: of the grid.
+        dim: D, a multiple of four.
+    """
+    if dim % 4:
+        raise ValueError(f"a two-dimensional sine-cosine table has a multiple of four channels, not {dim}")
+    cells = torch.arange(height * width)
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))  # [D/4]
+    quarters = []
+    for coordinate in (cells // height, cells % height):
+        angles = frequencies[:, None] * coordinate  # [D/4, h*w]
+        quarters += [angles.sin(), angles.cos()]
+    return torch.cat(quarters).reshape(1, dim, height, width).float()
+
+
+def timestep_features(t: Tensor, dim: int, *, max_timestep: float = 1000.0, max_period: float = 256.0) -> Tensor:
+    """Cosines, then sines, of times [B] at D / 2 frequencies: [B, D] fp32.
+
+    Args:
+        t: times.
+        dim: D, even.
+        max_timestep: the frequencies are those for times in [0, 1000]; times in [0, max_timestep] are stretched to that.
+        max_period: ratio of the highest frequency to the limit of the lowest.
+    """
+    half = dim // 2
+    steps = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = (1000.0 / max_timestep) * torch.exp(-math.log(max_period) * steps / half)
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

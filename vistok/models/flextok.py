@@ -1,0 +1,583 @@
+"""FlexTok: an image as 1 to 256 ordered tokens, decoded by a rectified flow.
+
+Paper: FlexTok, arXiv:2502.13967. Matches the checkpoints ``EPFL-VILAB/flextok_*``.
+
+Notable:
+
+- An image goes through a frozen KL autoencoder first (or through none, ``vae: none``); registers
+  appended to its latent patches become six numbers each, and those a token of 64,000 (FSQ).
+- Registers see only those before them, and training drops their tail, so any prefix decodes.
+- The decoder predicts the velocity of noised latents. It runs 2 x 25 times for an image, so its
+  exact shortcut matters: all dropped registers, and all registers of the unconditional pass, are one row
+  (see ``vistok.layers.ragged``). ``fast=False`` gives every register its row, as published.
+- Published encoding samples the autoencoder's posterior; here ``encode`` takes its mean unless it
+  is given a generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vistok.errors import ConfigError, VistokError
+from vistok.layers.flow import add_noise, euler_sample, noise_levels, time_grid
+from vistok.layers.guidance import AdaptiveProjectedGuidance, ApgConfig, classifier_free_guidance
+from vistok.layers.kl_autoencoder import KlAutoencoder, KlAutoencoderConfig, draw_noise, sample_posterior
+from vistok.layers.nested_dropout import NestedDropout, draw_lengths
+from vistok.layers.register_codec import FlowDecoder, ProjectionHead, RegisterEncoder
+from vistok.models.base import Tokenizer
+from vistok.quantizers import FiniteScalarQuantizer
+from vistok.seeds import stable_seed
+from vistok.tokens import Tokens
+
+Guidance = float | Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class RegisterTransformerSize:
+    """Width, depth and width of a head of one side."""
+
+    width: int = 768
+    depth: int = 12
+    head_dim: int = 64
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.head_dim) < 1 or self.width % self.head_dim or self.width % 4:
+            raise ConfigError(
+                f"width, depth and head_dim are at least 1, and the width a multiple of head_dim and of 4; "
+                f"got {self.width}, {self.depth} and {self.head_dim}"
+            )
+
+
+@dataclass(frozen=True)
+class FlowSamplingConfig:
+    """How ``decode`` samples when it is not told otherwise.
+
+    Attributes:
+        steps: Euler steps.
+        guidance: scale of guidance; 1 for none, which halves the time.
+        apg: adaptive projected guidance instead of the plain difference.
+        apg_config: its settings.
+    """
+
+    steps: int = 25
+    guidance: float = 7.5
+    apg: bool = True
+    apg_config: ApgConfig = ApgConfig()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"steps is at least 1, got {self.steps}")
+
+
+@dataclass(frozen=True)
+class FlexTokConfig:
+    """Everything that shapes a FlexTok; the defaults are those of d12-d12.
+
+    Attributes:
+        vae: the autoencoder's sizes, or ``none`` to work on pixels in [-1, 1].
+        scaling_factor: of its latents; None takes the autoencoder's own (1 for pixels).
+        sample_posterior: training sees samples of the posterior, not its mean.
+        grid_size: height and width of the latent map in patches.
+        patch_size: positions of the latent map a side of a patch.
+        num_tokens: N, the number of registers.
+        levels: of the FSQ.
+        encoder, decoder: sizes of the two transformers.
+        causal: registers see only those before them.
+        modulation_kinds: 2 where patches and registers of the decoder are modulated apart.
+        time_features, max_timestep: of the time embedding. Times lie in [0, 1] whatever this says.
+        intermediate_layers: decoder blocks, counted from 0, whose patches are given out for alignment; the first one
+            is used.
+        repa_dim: channels of the network that these are aligned with, for the head that projects them; 0 for no head.
+        repa_hidden: inner width of that head; 0 for twice the decoder's width.
+        nested_dropout: how many tokens training keeps: ``uniform``, ``pow2``, ``uniform_pow2``, or ``none``.
+        null_probability: share of images that train without any token, for guidance.
+        drop_quant_probability: share of images that train with bounded, but not rounded, values.
+        logit_normal: noise levels are sigmoid(N(0, 1)); else mode sampling.
+        stratified: one logit-normal level from each of B equally likely intervals.
+        mode_scale: of mode sampling; 0 gives uniform levels.
+        sampling: defaults of ``decode``.
+    """
+
+    vae: KlAutoencoderConfig | Literal["none"] = KlAutoencoderConfig()
+    scaling_factor: float | None = None
+    sample_posterior: bool = True
+    grid_size: tuple[int, int] = (16, 16)
+    patch_size: int = 2
+    num_tokens: int = 256
+    levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+    encoder: RegisterTransformerSize = RegisterTransformerSize()
+    decoder: RegisterTransformerSize = RegisterTransformerSize()
+    causal: bool = True
+    modulation_kinds: Literal[1, 2] = 2
+    time_features: int = 256
+    max_timestep: float = 1000.0
+    intermediate_layers: tuple[int, ...] = (1,)
+    repa_dim: int = 0
+    repa_hidden: int = 0
+    nested_dropout: NestedDropout = "pow2"
+    null_probability: float = 0.2
+    drop_quant_probability: float = 0.0
+    logit_normal: bool = False
+    stratified: bool = False
+    mode_scale: float = 0.25
+    sampling: FlowSamplingConfig = FlowSamplingConfig()
+
+    def __post_init__(self) -> None:
+        if min(*self.grid_size, self.patch_size, self.num_tokens) < 1:
+            raise ConfigError("grid_size, patch_size and num_tokens are at least 1")
+        if self.time_features < 2 or self.time_features % 2 or self.max_timestep <= 0:
+            raise ConfigError(
+                f"time_features is even and max_timestep above 0, got {self.time_features} and {self.max_timestep}"
+            )
+        if any(not 0 <= layer < self.decoder.depth for layer in self.intermediate_layers):
+            raise ConfigError(
+                f"intermediate_layers are blocks 0..{self.decoder.depth - 1} of the decoder, got {self.intermediate_layers}"
+            )
+        if min(self.repa_dim, self.repa_hidden) < 0 or (self.repa_dim and not self.intermediate_layers):
+            raise ConfigError(
+                "repa_dim and repa_hidden are not negative, and repa_dim needs one of intermediate_layers"
+            )
+        for key in ("null_probability", "drop_quant_probability"):
+            if not 0.0 <= getattr(self, key) <= 1.0:
+                raise ConfigError(f"{key} lies in [0, 1], got {getattr(self, key)}")
+        if self.scaling_factor == 0.0:
+            raise ConfigError("scaling_factor is not 0")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the map that the transformers see."""
+        return 3 if self.vae == "none" else self.vae.latent_channels
+
+    @property
+    def scale(self) -> float:
+        """What latents are multiplied with."""
+        if self.scaling_factor is not None:
+            return self.scaling_factor
+        return 1.0 if self.vae == "none" else self.vae.scaling_factor
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of that map."""
+        return self.grid_size[0] * self.patch_size, self.grid_size[1] * self.patch_size
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        reduction = 1 if self.vae == "none" else self.vae.reduction
+        return self.map_size[0] * reduction, self.map_size[1] * reduction
+
+
+class FlexTok(Tokenizer):
+    """Autoencoder, register encoder, FSQ, and a velocity network.
+
+    Args:
+        config: see ``FlexTokConfig``.
+    """
+
+    family = "flextok"
+    config_class = FlexTokConfig
+
+    def __init__(self, config: FlexTokConfig) -> None:
+        super().__init__(config)
+        enc, dec = config.encoder, config.decoder
+        shared = {"channels": config.channels, "patch_size": config.patch_size, "grid_size": config.grid_size}
+        self.encoder = RegisterEncoder(
+            **shared,
+            num_registers=config.num_tokens,
+            width=enc.width,
+            depth=enc.depth,
+            head_dim=enc.head_dim,
+            out_dim=len(config.levels),
+            causal=config.causal,
+        )
+        self.quantizer = FiniteScalarQuantizer(config.levels, bound="tanh")
+        self.decoder = FlowDecoder(
+            **shared,
+            num_registers=config.num_tokens,
+            latent_dim=len(config.levels),
+            width=dec.width,
+            depth=dec.depth,
+            head_dim=dec.head_dim,
+            kinds=config.modulation_kinds,
+            time_features=config.time_features,
+            max_timestep=config.max_timestep,
+            feature_layer=config.intermediate_layers[0] if config.intermediate_layers else None,
+        )
+        hidden = config.repa_hidden or 2 * dec.width
+        self.repa_head = ProjectionHead(dec.width, hidden, config.repa_dim) if config.repa_dim else None
+        # Last, so that ``dtype`` is the trained part's.
+        self.vae = None if config.vae == "none" else KlAutoencoder(config.vae)
+        self._init_weights()
+
+    # What the object is and can do.
+
+    @property
+    def image_size(self) -> int:
+        return self.config.image_shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.config.num_tokens
+
+    @property
+    def codebook_size(self) -> tuple[int, ...]:
+        return self.quantizer.codebook_size
+
+    @property
+    def ordered(self) -> bool:
+        return self.config.nested_dropout != "none"
+
+    def no_weight_decay(self) -> tuple[str, ...]:
+        return ("*_token", "*registers", "*pos_embed", "*patch_embed.weight", "*latent_embed.weight")
+
+    # Between images and latents.
+
+    def to_latents(
+        self, images: Tensor, *, generator: torch.Generator | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to scaled latents [B, C, h, w], without gradients.
+
+        Args:
+            images: float RGB.
+            generator: draws a sample of the posterior, image by image; without it and ``noise``, the mean.
+            noise: [B, C, h, w], the posterior's noise.
+        """
+        if self.vae is None:
+            return (2.0 * images - 1.0) * self.config.scale
+        with torch.no_grad():
+            mean, logvar = self.vae.moments(images)
+            sampled = generator is not None or noise is not None
+            latents = sample_posterior(mean, logvar, generator=generator, noise=noise) if sampled else mean
+        return latents * self.config.scale
+
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents [B, C, h, w] to images [B, 3, H, W] around [0, 1], not clamped."""
+        latents = latents / self.config.scale
+        return (latents + 1.0) / 2.0 if self.vae is None else self.vae.decode(latents)
+
+    # From images to tokens.
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None) -> Tokens:
+        """Images [B, 3, H, W] in [0, 1] to ordered ids.
+
+        Args:
+            images: float RGB in [0, 1], of this model's size.
+            length: how many leading tokens, 1..num_tokens; fewer take less time. None gives all.
+            generator: draws samples of the autoencoder's posterior, as published encoding does; None takes its mean.
+        Raises:
+            VistokError: wrong images or length.
+        """
+        self.check_images(images)
+        if length is not None and not (isinstance(length, int) and 1 <= length <= self.num_tokens):
+            raise VistokError(f"{self._label} gives 1 to {self.num_tokens} tokens, so length={length!r} cannot be had")
+        if length not in (None, self.num_tokens) and not self.ordered:
+            raise VistokError(f"{self._label} always gives {self.num_tokens} tokens (nested_dropout is none)")
+        latents = self.to_latents(images.to(self.device), generator=generator)
+        registers = self.encoder(latents, length=length)
+        return Tokens(
+            ids=self.quantizer(registers).ids,
+            codebook_size=self.codebook_size,
+            family=self.family,
+            model=self.name,
+            weight_hash=self.weight_hash(),
+        )
+
+    # From tokens to images.
+
+    @torch.no_grad()
+    def decode(
+        self,
+        tokens: Tokens,
+        *,
+        condition: Any = None,
+        clamp: bool = True,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+        apg: bool | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        seed: int = 0,
+        fast: bool = True,
+    ) -> Tensor:
+        """Tokens to images [B, 3, H, W], a sample of what they leave open.
+
+        Where the flow starts: from ``noise``; else from numbers that ``generator`` draws, one image after the
+        other; else from numbers that depend on ``seed`` and the image's first id, so that decoding is a
+        function of the tokens, whatever else is in the batch, and prefixes of an image start alike.
+
+        Args:
+            tokens: rows may differ in length, 1..num_tokens.
+            condition: None; there is none.
+            clamp: cut the values to [0, 1].
+            steps, guidance, apg: see ``FlowSamplingConfig``; None takes the configuration's. ``guidance`` may be a
+                function of the time (1: noise, towards 0), which costs both passes at every step.
+            generator: of the starting noise.
+            noise: [B, C, h, w], the starting noise itself.
+            seed: of the starting noise, where neither is given.
+            fast: one row for all identical registers; the images are the same without, and take twice as long.
+        Raises:
+            VistokError: tokens of another model, or options that make no sense.
+        """
+        latents = self.decode_latents(
+            tokens,
+            condition=condition,
+            steps=steps,
+            guidance=guidance,
+            apg=apg,
+            generator=generator,
+            noise=noise,
+            seed=seed,
+            fast=fast,
+        )
+        images = self.from_latents(latents)
+        return images.clamp_(0.0, 1.0) if clamp else images
+
+    @torch.no_grad()
+    def decode_latents(
+        self,
+        tokens: Tokens,
+        *,
+        condition: Any = None,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+        apg: bool | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        seed: int = 0,
+        fast: bool = True,
+    ) -> Tensor:
+        """Tokens to scaled latents [B, C, h, w] fp32, without the autoencoder; options as for ``decode``."""
+        self.check_tokens(tokens)
+        if condition is not None:
+            raise VistokError(f"{self._label} takes no condition: its tokens are all it decodes from")
+        defaults = self.config.sampling
+        steps = defaults.steps if steps is None else steps
+        guidance = defaults.guidance if guidance is None else guidance
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise VistokError(f"{self._label} decodes in 1 step or more, got steps={steps!r}")
+        if not (callable(guidance) or isinstance(guidance, (int, float))):
+            raise VistokError(f"guidance is a number or a function of the time, got {guidance!r}")
+        start = self._starting_noise(tokens, generator, noise, seed).to(self.device, torch.float32)
+        lengths = tokens.lengths.tolist()
+        codes = self.quantizer.lookup(tokens.ids[:, : max(lengths)].to(self.device))
+        apg = defaults.apg if apg is None else apg
+        projected = AdaptiveProjectedGuidance(defaults.apg_config) if apg else None
+        combine = projected or classifier_free_guidance
+        velocities = self._plain_velocities(codes, lengths)
+        if fast:
+            velocities = self._fast_velocities(codes, lengths, steps, both=callable(guidance) or guidance != 1)
+
+        def guided(x: Tensor, index: int, time: float) -> Tensor:
+            scale = guidance(time) if callable(guidance) else guidance
+            both = callable(guidance) or guidance != 1
+            conditional, unconditional = velocities(x, index, time, both)
+            return combine(conditional, unconditional, scale) if both else conditional
+
+        return euler_sample(guided, start, steps)
+
+    def _fast_velocities(self, codes: Tensor, lengths: list[int], steps: int, *, both: bool) -> Callable[..., Any]:
+        """Both passes in one batch, identical registers as one row, and the modulation of all steps beforehand."""
+        keep = [*lengths, *([0] * len(lengths) if both else [])]
+        condition = self.decoder.condition(codes, keep, num_patches=self._num_patches)
+        modulations = self.decoder.modulations(torch.tensor(time_grid(steps), device=codes.device))
+
+        def velocities(x: Tensor, index: int, time: float, both: bool) -> tuple[Tensor, Tensor | None]:
+            velocity = self.decoder(x, modulations.at(index), condition)[0].float()
+            return (velocity[: len(x)], velocity[len(x) :]) if both else (velocity, None)
+
+        return velocities
+
+    def _plain_velocities(self, codes: Tensor, lengths: list[int]) -> Callable[..., Any]:
+        """Every register its row, and a pass and a modulation for each."""
+
+        def velocities(x: Tensor, index: int, time: float, both: bool) -> tuple[Tensor, Tensor | None]:
+            times = torch.full((len(x),), time, device=x.device)
+            conditional = self.velocity(x, times, codes, lengths, fast=False)
+            return conditional, self.velocity(x, times, codes, [0] * len(x), fast=False) if both else None
+
+        return velocities
+
+    def velocity(
+        self, noised: Tensor, times: Tensor, codes: Tensor, keep: Sequence[int], *, fast: bool = True
+    ) -> Tensor:
+        """The predicted velocity noise - clean of noised latents, [B, C, h, w] fp32.
+
+        Args:
+            noised: [B, C, h, w].
+            times: [B] in [0, 1]; 1 is pure noise.
+            codes: [B, L, len(levels)], what ``quantizer.lookup`` gives for ids.
+            keep: of each image, how many leading codes are read: 1..L, or 0 for the unconditional velocity.
+            fast: see ``decode``.
+        """
+        condition = self.decoder.condition(codes, keep, num_patches=self._num_patches, fast=fast)
+        return self.decoder(noised, self.decoder.modulations(times), condition)[0].float()
+
+    def _starting_noise(
+        self, tokens: Tokens, generator: torch.Generator | None, noise: Tensor | None, seed: int
+    ) -> Tensor:
+        shape = (self.config.channels, *self.config.map_size)
+        if noise is not None:
+            if generator is not None:
+                raise VistokError("the starting noise is given, or drawn with the generator, not both")
+            if not isinstance(noise, Tensor) or tuple(noise.shape) != (len(tokens), *shape):
+                came = list(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+                raise VistokError(f"{self._label} starts from noise {[len(tokens), *shape]}, got {came}")
+            return noise
+        if generator is not None:
+            return draw_noise(len(tokens), shape, generator=generator)
+        rows = []
+        for first_id in tokens.ids[:, 0].tolist():
+            own = torch.Generator().manual_seed(stable_seed(self.family, seed, first_id))
+            rows.append(draw_noise(1, shape, generator=own))
+        return torch.cat(rows)
+
+    # Training.
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        noise: Tensor | None = None,
+        u: Tensor | None = None,
+        keep: Tensor | Sequence[int] | None = None,
+        drop: Tensor | Sequence[bool] | None = None,
+        generator: torch.Generator | None = None,
+        fast: bool = True,
+    ) -> dict[str, Tensor]:
+        """Training outputs for images [B, 3, H, W]; what is random and not given is drawn.
+
+        Args:
+            images: float RGB in [0, 1].
+            noise, u, keep, drop, fast: see ``forward_latents``.
+            generator: CPU generator of everything that is drawn.
+        """
+        posterior = None
+        if self.vae is not None and self.config.sample_posterior and self.training:
+            posterior = draw_noise(len(images), (self.config.channels, *self.config.map_size), generator=generator)
+        latents = self.to_latents(images, noise=posterior)
+        return self.forward_latents(latents, noise=noise, u=u, keep=keep, drop=drop, generator=generator, fast=fast)
+
+    def forward_latents(
+        self,
+        latents: Tensor,
+        *,
+        noise: Tensor | None = None,
+        u: Tensor | None = None,
+        keep: Tensor | Sequence[int] | None = None,
+        drop: Tensor | Sequence[bool] | None = None,
+        generator: torch.Generator | None = None,
+        fast: bool = True,
+    ) -> dict[str, Tensor]:
+        """Training outputs for clean scaled latents [B, C, h, w] (see ``to_latents``).
+
+        Args:
+            latents: what the encoder reads, and the flow ends at.
+            noise: [B, C, h, w], where the flow starts.
+            u: [B], the random numbers behind the noise levels; see ``vistok.layers.flow.noise_levels``.
+            keep: [B] in 1..num_tokens, how many leading tokens the decoder sees. Not given, it is
+                drawn in training mode, and all are kept in evaluation mode.
+            drop: bool [B], images of which the decoder sees no token. Not given, it is drawn in
+                training mode, and none is dropped in evaluation mode.
+            generator: CPU generator of what is drawn, in this order: noise, u, keep, drop.
+            fast: one row for all identical registers; the numbers are the same without.
+        Returns:
+            ``velocity`` and its ``target`` [B, C, h, w]; ``ids`` [B, N]; ``noise_levels`` [B];
+            ``noised`` [B, C, h, w]; ``keep`` int64 [B] and ``drop`` bool [B] on the CPU; with
+            ``intermediate_layers``, ``features`` [B, P, D]; with ``repa_dim``, ``projected`` [B, P, E].
+        """
+        config, batch = self.config, len(latents)
+        if noise is None:
+            noise = draw_noise(batch, latents.shape[1:], generator=generator)
+        if u is None:
+            draw = torch.randn if config.logit_normal and not config.stratified else torch.rand
+            u = draw(batch, generator=generator)
+        keep, drop = self._drawn_dropout(batch, keep, drop, generator)
+        noise, u = noise.to(latents), u.to(latents.device, torch.float32)
+        levels = noise_levels(
+            u, logit_normal=config.logit_normal, stratified=config.stratified, mode_scale=config.mode_scale
+        )
+        noised = add_noise(latents, noise, levels)
+        unrounded = None
+        if self.training and config.drop_quant_probability:
+            unrounded = torch.rand(batch, generator=generator) < config.drop_quant_probability
+            unrounded = unrounded.to(latents.device)
+        quantised = self.quantizer(self.encoder(latents), unrounded=unrounded)
+        seen = torch.where(drop, 0, keep).tolist()
+        condition = self.decoder.condition(quantised.latents, seen, num_patches=self._num_patches, fast=fast)
+        if self.training:
+            # Parameters that this batch happens not to use get a zero gradient instead of none, which
+            # training on several devices needs.
+            unused = self.decoder.mask_token.sum() + self.decoder.null_token.sum() + quantised.latents.sum()
+            condition.rows.add_(0.0 * unused)
+        velocity, features = self.decoder(noised, self.decoder.modulations(levels), condition)
+        out = {"velocity": velocity, "target": noise - latents, "ids": quantised.ids, "noise_levels": levels}
+        out |= {"noised": noised, "keep": keep, "drop": drop}
+        if features is not None:
+            out["features"] = features
+            if self.repa_head is not None:
+                out["projected"] = self.repa_head(features)
+        return out
+
+    def _drawn_dropout(
+        self,
+        batch: int,
+        keep: Tensor | Sequence[int] | None,
+        drop: Tensor | Sequence[bool] | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Lengths and dropped images on the CPU, where the layout of the batch is decided."""
+        config = self.config
+        if keep is None:
+            mode = config.nested_dropout if self.training else "none"
+            keep = draw_lengths(mode, config.num_tokens, batch, generator=generator)
+        if drop is None:
+            share = config.null_probability if self.training else 0.0
+            drop = torch.rand(batch, generator=generator) < share
+        keep, drop = torch.as_tensor(keep).cpu().long(), torch.as_tensor(drop).cpu().bool()
+        if keep.shape != (batch,) or drop.shape != (batch,):
+            raise VistokError(f"keep and drop have one entry an image, {batch}; got {keep.tolist()}, {drop.tolist()}")
+        if int(keep.min()) < 1 or int(keep.max()) > config.num_tokens:
+            raise VistokError(f"{self._label} keeps 1 to {config.num_tokens} tokens, got {keep.tolist()}")
+        return keep, drop
+
+    # Helpers.
+
+    def check_images(self, images: Tensor) -> None:
+        height, width = self.config.image_shape
+        if height == width:
+            return super().check_images(images)
+        raise VistokError(
+            f"{self._label} was built for maps of {height}x{width} pixels, which are not square: use to_latents and "
+            "the parts of the model"
+        )
+
+    @property
+    def _label(self) -> str:
+        return self.name or self.family
+
+    @property
+    def _num_patches(self) -> int:
+        return self.config.grid_size[0] * self.config.grid_size[1]
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """Xavier for linear layers, zero for heads, modulation and biases, normal 0.02 for tokens and positions."""
+        for side in (self.encoder, self.decoder, self.repa_head):
+            for module in side.modules() if side is not None else ():
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+        decoder = self.decoder
+        modulation = [*(block.modulation for block in decoder.blocks), decoder.head_modulation]
+        for module in (*modulation, self.encoder.to_latents, decoder.to_patches):
+            nn.init.zeros_(module.weight)
+        tokens = (self.encoder.registers, decoder.register_pos_embed, decoder.mask_token, decoder.null_token)
+        for parameter in tokens:
+            nn.init.trunc_normal_(parameter, std=0.02)
