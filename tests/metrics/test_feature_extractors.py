@@ -111,7 +111,7 @@ def test_refuses_weights(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="does not hold EfficientNet-lite0"):
         create_extractor("lite0", weights=path)
     path.write_bytes(b"not weights")
-    with pytest.raises(CheckpointError, match="cannot be read|not a plain state dict"):
+    with pytest.raises(CheckpointError, match=r"cannot be read|not a plain state dict"):
         create_extractor("inception", weights=path)
 
 
@@ -131,10 +131,10 @@ def test_weights_cannot_run_code(tmp_path) -> None:
     path, trace = tmp_path / "evil.pth", tmp_path / "ran"
     path.write_bytes(pickle.dumps(_Touch(trace)))
     for name in ("inception", "lite0"):
-        with pytest.raises(CheckpointError, match="cannot be read|not a plain state dict"):
+        with pytest.raises(CheckpointError, match=r"cannot be read|not a plain state dict"):
             create_extractor(name, weights=path)
     torch.save(_Touch(trace), path)
-    with pytest.raises(CheckpointError, match="cannot be read|not a state dict|not a plain state dict"):
+    with pytest.raises(CheckpointError, match=r"cannot be read|not a state dict|not a plain state dict"):
         create_extractor("inception", weights=path)
     assert not trace.exists()
 
