@@ -8,8 +8,8 @@ The plain implementation, in this file, is what one writes first from the paper:
 before each convolution. Weights are random, and the same on both sides; ids must come out equal and images within 1e-4.
 
 How it measures: on the CPU, with one thread, through the public encode and decode with all their checks. Calls alternate
-between the two (A B B A ...), and a column "speed" is the median of plain time / our time over the pairs: above 1, ours
-is faster. Peak memory is that of a fresh process which imports, loads the weights from a file, encodes and decodes once;
+between the two (A B B A ...), and a column "speed" is the median of plain / our processor time over the pairs: above 1,
+ours is faster. Peak memory is that of a fresh process which imports, loads the weights from a file, encodes and decodes once;
 "memory" is our peak / the plain one's: below 1, ours needs less. Other work on the machine spoils the figures.
 """
 
