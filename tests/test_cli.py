@@ -246,7 +246,7 @@ def test_reconstruct_pictures_of_all_sorts(models: Path, work: Path, capsys: pyt
     upright, turned = (
         next(row for row in found["images"] if row["name"] == name) for name in ("odd.png", "turned.png")
     )
-    assert upright["psnr"] == turned["psnr"], "EXIF orientation is applied"
+    assert upright["psnr"] == pytest.approx(turned["psnr"], abs=1e-4), "EXIF orientation is applied"
 
 
 @pytest.mark.parametrize("model", ["fixed", "continuous"])

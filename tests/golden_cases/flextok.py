@@ -237,7 +237,7 @@ def _train_forward(case: GoldenCase, model: FlexTok, step: dict[str, Any], memor
 
 def _repa_loss(case: GoldenCase, model: FlexTok, step: dict[str, Any], memory: dict[str, Any]) -> dict[str, Any]:
     out, target = memory["train"], case.input(step, "repa_target")
-    loss = alignment_loss(out["projected"], target, grid_size=model.config.grid_size)
+    loss = alignment_loss(out["projected"], target)
     return {"repa_features": out["features"], "repa_loss": loss}
 
 

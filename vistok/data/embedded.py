@@ -80,7 +80,7 @@ class PhotoSource(_EmbeddedSource):
         super().__init__(f"photos:{label}", items, class_key="label", id_key="file", split=split)
 
     def image(self, index: int) -> Image.Image:
-        return read_image(asset_path("photos") / self._items[index]["file"])
+        return _photo(self._items[index]["file"]).copy()
 
 
 def _only(items: Sequence[Item], key: str, wanted: str, prefix: str) -> list[Item]:
@@ -105,3 +105,9 @@ def _emoji_tiles() -> np.ndarray:
     atlas = np.asarray(read_image(asset_path("emoji/emoji.webp")))
     tiles = atlas.reshape(-1, side, columns, side, 3).swapaxes(1, 2)
     return np.ascontiguousarray(tiles).reshape(-1, side, side, 3)
+
+
+@cache
+def _photo(file: str) -> Image.Image:
+    """A photograph, decoded once a process: all of them are 50 MB, and decoding takes longer than a training step on one."""
+    return read_image(asset_path("photos") / file)

@@ -9,30 +9,24 @@ from torch import Tensor
 from vistok.errors import VistokError
 
 
-def alignment_loss(projected: Tensor, target: Tensor, *, grid_size: tuple[int, int]) -> Tensor:
+def alignment_loss(projected: Tensor, target: Tensor) -> Tensor:
     """Minus the cosine similarity of projected features with a target map, averaged over positions and samples.
 
     Args:
-        projected: [B, h*w, E], row-major: inner features after the projection head.
+        projected: [B, h, w, E], inner features after the projection head.
         target: [B, H, W, E], the other network's features; the projected map is resized to H x W
             (bilinear), not the target to it, so that targets can be stored as they come.
-        grid_size: (h, w).
     Returns:
         a scalar in [-1, 1]; lower is better.
     Raises:
         VistokError: the two do not belong together.
     """
-    height, width = grid_size
-    if target.ndim != 4 or projected.ndim != 3 or projected.shape[1] != height * width:
+    if projected.ndim != 4 or target.ndim != 4 or projected.shape[::3] != target.shape[::3]:
         raise VistokError(
-            f"alignment takes features [B, {height * width}, E] and a target [B, H, W, E], "
+            "alignment takes maps of features of one batch and number of channels [B, h, w, E], "
             f"got {list(projected.shape)} and {list(target.shape)}"
         )
-    if projected.shape[::2] != target.shape[::3]:
-        raise VistokError(
-            f"features {list(projected.shape)} and target {list(target.shape)} differ in batch or channels"
-        )
     with torch.autocast(projected.device.type, enabled=False):
-        grid = projected.float().transpose(1, 2).unflatten(2, (height, width))  # [B, E, h, w]
+        grid = projected.float().permute(0, 3, 1, 2)  # [B, E, h, w]
         grid = F.interpolate(grid, size=tuple(target.shape[1:3]), mode="bilinear", align_corners=False)
         return -F.cosine_similarity(grid, target.float().permute(0, 3, 1, 2), dim=1).mean()

@@ -1,8 +1,8 @@
-"""What a tokenizer is trained on: reconstruction, perception, the bottleneck, and an adversary.
+"""What a tokenizer is trained on: reconstruction, perception, the bottleneck, alignment, and an adversary.
 
-One class serves all recipes of the TiTok line (arXiv:2406.07550, section 3.3, arXiv:2501.07730):
-cross-entropy against proxy codes where the model gives logits, pixel losses where it gives
-pixels. Terms are reported with their weights inside. Everything runs in fp32.
+One class serves all recipes: cross-entropy against proxy codes where the model gives logits, pixel
+losses where it gives pixels (the TiTok line, arXiv:2406.07550, section 3.3, arXiv:2501.07730), flow
+matching where it gives a velocity (FlexTok, arXiv:2502.13967, section 3). Terms are reported with their weights inside. Everything runs in fp32.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from vistok.errors import ConfigError
 from vistok.losses.adversarial import LeCam, PatchDiscriminator, hinge_discriminator_loss
+from vistok.losses.alignment import alignment_loss
+from vistok.losses.flow_matching import flow_matching_loss
 from vistok.losses.perceptual import PerceptualLoss, parse_perceptual
 
 
@@ -35,9 +37,13 @@ class TokenizerLossConfig:
         adversarial_weight: of the generator's adversarial term; 0 for no discriminator.
         adversarial_start: the step from which the adversary takes part.
         lecam_weight: of the discriminator's LeCam term.
+        alignment: the frozen network that a model's projected features are aligned with (REPA): ``lite0``, or a
+            vision transformer of timm; "" for none.
+        alignment_weight: of that term.
+        autoencoder: weights (name, hub id or path) of the frozen autoencoder in whose latents a model works.
         proxy: MaskGIT-VQGAN weights (name, hub id or path) whose codes are the targets of a model
             with the head ``proxy``.
-        pretrained: False leaves the helping networks (perceptual, proxy, text) random: tests and dry runs.
+        pretrained: False leaves the helping networks (perceptual, proxy, text, teacher, autoencoder) random: tests and dry runs.
     """
 
     reconstruction: Literal["l2", "l1", "l2+l1"] = "l2"
@@ -50,6 +56,9 @@ class TokenizerLossConfig:
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     lecam_weight: float = 0.001
+    alignment: str = ""
+    alignment_weight: float = 1.0
+    autoencoder: str = "flextok_vae_c16"
     proxy: str = "maskgit_vqgan.imagenet"
     pretrained: bool = True
 
@@ -80,7 +89,13 @@ class TokenizerLoss(nn.Module):
         return self.discriminator is not None and step >= self.config.adversarial_start
 
     def generator(
-        self, outputs: dict[str, Tensor], images: Tensor, step: int, *, codes: Tensor | None = None
+        self,
+        outputs: dict[str, Tensor],
+        images: Tensor,
+        step: int,
+        *,
+        codes: Tensor | None = None,
+        features: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The tokenizer's loss.
 
@@ -89,13 +104,18 @@ class TokenizerLoss(nn.Module):
             images: [B, 3, H, W] in [0, 1].
             step: decides whether the adversary takes part.
             codes: int64 [B, h*w], the proxy's codes, for models that give logits.
+            features: [B, H, W, E], the teacher's, for models that give ``projected`` ones.
         Returns:
             the total, and its terms by name.
         """
         config = self.config
         with torch.autocast(images.device.type, enabled=False):
             terms: dict[str, Tensor] = {}
-            if "logits" in outputs:
+            if "velocity" in outputs:
+                terms["flow"] = flow_matching_loss(outputs["velocity"], outputs["target"])
+                if features is not None:
+                    terms["alignment"] = config.alignment_weight * alignment_loss(outputs["projected"], features)
+            elif "logits" in outputs:
                 terms["reconstruction"] = F.cross_entropy(outputs["logits"].float().flatten(0, 1), codes.flatten())
             else:
                 terms |= self._pixel_terms(outputs["reconstruction"].float(), images.float(), step)

@@ -233,6 +233,14 @@ class Tokenizer(PretrainedModel, ABC):
             clamp: cut the values to [0, 1].
         """
 
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """What ``forward`` draws for one image in training, by the name of its argument, without a batch axis.
+
+        Training draws for every image by itself, so that neither the size of a batch nor the number
+        of processes changes the run. {} if images need no draws of their own.
+        """
+        return {}
+
     def check_images(self, images: Tensor) -> None:
         """Raise a ``VistokError`` unless ``images`` is a float batch of this tokenizer's size in [0, 1]."""
         name, size = self.name or self.family, self.image_size

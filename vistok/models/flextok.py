@@ -421,7 +421,7 @@ class FlexTok(Tokenizer):
     def _starting_noise(
         self, tokens: Tokens, generator: torch.Generator | None, noise: Tensor | None, seed: int
     ) -> Tensor:
-        shape = (self.config.channels, *self.config.map_size)
+        shape = self._map_shape
         if noise is not None:
             if generator is not None:
                 raise VistokError("the starting noise is given, or drawn with the generator, not both")
@@ -447,6 +447,8 @@ class FlexTok(Tokenizer):
         u: Tensor | None = None,
         keep: Tensor | Sequence[int] | None = None,
         drop: Tensor | Sequence[bool] | None = None,
+        unrounded: Tensor | None = None,
+        posterior_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         fast: bool = True,
     ) -> dict[str, Tensor]:
@@ -454,14 +456,32 @@ class FlexTok(Tokenizer):
 
         Args:
             images: float RGB in [0, 1].
-            noise, u, keep, drop, fast: see ``forward_latents``.
+            noise, u, keep, drop, unrounded, fast: see ``forward_latents``.
+            posterior_noise: [B, C, h, w], of the autoencoder's posterior.
             generator: CPU generator of everything that is drawn.
         """
-        posterior = None
-        if self.vae is not None and self.config.sample_posterior and self.training:
-            posterior = draw_noise(len(images), (self.config.channels, *self.config.map_size), generator=generator)
-        latents = self.to_latents(images, noise=posterior)
-        return self.forward_latents(latents, noise=noise, u=u, keep=keep, drop=drop, generator=generator, fast=fast)
+        if posterior_noise is None and self._samples_posterior and self.training:
+            posterior_noise = draw_noise(len(images), self._map_shape, generator=generator)
+        latents = self.to_latents(images, noise=posterior_noise)
+        return self.forward_latents(
+            latents, noise=noise, u=u, keep=keep, drop=drop, unrounded=unrounded, generator=generator, fast=fast
+        )
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """``noise``, ``u``, ``keep``, ``drop`` and, where used, ``unrounded`` and ``posterior_noise`` of one image."""
+        config = self.config
+        normal = config.logit_normal and not config.stratified
+        out = {
+            "noise": torch.randn(self._map_shape, generator=generator),
+            "u": (torch.randn if normal else torch.rand)((), generator=generator),
+            "keep": draw_lengths(config.nested_dropout, config.num_tokens, 1, generator=generator)[0],
+            "drop": torch.rand((), generator=generator) < config.null_probability,
+        }
+        if config.drop_quant_probability:
+            out["unrounded"] = torch.rand((), generator=generator) < config.drop_quant_probability
+        if self._samples_posterior:
+            out["posterior_noise"] = torch.randn(self._map_shape, generator=generator)
+        return out
 
     def forward_latents(
         self,
@@ -471,6 +491,7 @@ class FlexTok(Tokenizer):
         u: Tensor | None = None,
         keep: Tensor | Sequence[int] | None = None,
         drop: Tensor | Sequence[bool] | None = None,
+        unrounded: Tensor | None = None,
         generator: torch.Generator | None = None,
         fast: bool = True,
     ) -> dict[str, Tensor]:
@@ -484,12 +505,14 @@ class FlexTok(Tokenizer):
                 drawn in training mode, and all are kept in evaluation mode.
             drop: bool [B], images of which the decoder sees no token. Not given, it is drawn in
                 training mode, and none is dropped in evaluation mode.
-            generator: CPU generator of what is drawn, in this order: noise, u, keep, drop.
+            unrounded: bool [B], images whose tokens are bounded but not rounded. Not given, it is drawn in
+                training mode where ``drop_quant_probability`` is above 0.
+            generator: CPU generator of what is drawn, in this order: noise, u, keep, drop, unrounded.
             fast: one row for all identical registers; the numbers are the same without.
         Returns:
             ``velocity`` and its ``target`` [B, C, h, w]; ``ids`` [B, N]; ``noise_levels`` [B];
             ``noised`` [B, C, h, w]; ``keep`` int64 [B] and ``drop`` bool [B] on the CPU; with
-            ``intermediate_layers``, ``features`` [B, P, D]; with ``repa_dim``, ``projected`` [B, P, E].
+            ``intermediate_layers``, ``features`` [B, P, D]; with ``repa_dim``, ``projected`` [B, h, w, E].
         """
         config, batch = self.config, len(latents)
         if noise is None:
@@ -503,10 +526,9 @@ class FlexTok(Tokenizer):
             u, logit_normal=config.logit_normal, stratified=config.stratified, mode_scale=config.mode_scale
         )
         noised = add_noise(latents, noise, levels)
-        unrounded = None
-        if self.training and config.drop_quant_probability:
+        if unrounded is None and self.training and config.drop_quant_probability:
             unrounded = torch.rand(batch, generator=generator) < config.drop_quant_probability
-            unrounded = unrounded.to(latents.device)
+        unrounded = None if unrounded is None else unrounded.to(latents.device)
         quantised = self.quantizer(self.encoder(latents), unrounded=unrounded)
         seen = torch.where(drop, 0, keep).tolist()
         condition = self.decoder.condition(quantised.latents, seen, num_patches=self._num_patches, fast=fast)
@@ -521,7 +543,8 @@ class FlexTok(Tokenizer):
         if features is not None:
             out["features"] = features
             if self.repa_head is not None:
-                out["projected"] = self.repa_head(features)
+                grid = (latents.shape[2] // config.patch_size, latents.shape[3] // config.patch_size)
+                out["projected"] = self.repa_head(features).unflatten(1, grid)
         return out
 
     def _drawn_dropout(
@@ -560,6 +583,14 @@ class FlexTok(Tokenizer):
     @property
     def _label(self) -> str:
         return self.name or self.family
+
+    @property
+    def _map_shape(self) -> tuple[int, int, int]:
+        return (self.config.channels, *self.config.map_size)
+
+    @property
+    def _samples_posterior(self) -> bool:
+        return self.vae is not None and self.config.sample_posterior
 
     @property
     def _num_patches(self) -> int:

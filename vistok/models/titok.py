@@ -348,6 +348,12 @@ class TiTok(Tokenizer):
             return out | {"logits": features}
         return out | {"reconstruction": features if self.config.head == "pixels" else self.logits_to_pixels(features)}
 
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """The posterior's ``noise`` [N, C] of a continuous model; see ``Tokenizer.draw``."""
+        if not self.continuous:
+            return {}
+        return {"noise": torch.randn(self.num_tokens, self.config.code_dim, generator=generator)}
+
     def freeze_encoder(self) -> None:
         """Train the decoding half alone: encoder, queries and quantizer stay as they are (stage 2)."""
         self._encoder_frozen = True

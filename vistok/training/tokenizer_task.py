@@ -1,4 +1,4 @@
-"""Training tokenizers: stage 1 (proxy codes), stage 2 (pixels and an adversary), single stage, KL."""
+"""Training tokenizers: stage 1 (proxy codes), stage 2 (pixels and an adversary), single stage, KL, and by flow."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from vistok.config import from_dict, to_dict
 from vistok.data import ImageDataset, collate, open_dataset, open_source
 from vistok.errors import ConfigError
 from vistok.hub import from_pretrained
+from vistok.losses.teacher import Teacher, create_teacher
 from vistok.losses.tokenizer import TokenizerLoss, TokenizerLossConfig
-from vistok.models.base import Tokenizer
+from vistok.models.base import Tokenizer, key_report
+from vistok.models.kl_vae import KlVae
 from vistok.seeds import stable_seed
 from vistok.training.config import OptimizerConfig, TrainConfig
 from vistok.training.task import Task, make_model
@@ -51,6 +53,8 @@ class TokenizerTask(Task):
             self.frozen["perceptual"] = self.losses.perceptual
         if self._gives_logits:
             self.frozen["proxy"] = self._load_proxy(self.model)
+        if self.loss_config.alignment:
+            self.frozen["teacher"] = self._make_teacher()
         if self.model.conditional:
             from vistok.models.text import ClipTextFeatures
 
@@ -64,6 +68,16 @@ class TokenizerTask(Task):
         self._ids: Tensor | None = None
         size = self.model.codebook_size
         self.codebook_size = math.prod(size) if isinstance(size, tuple) else size or 0
+
+    def _make_teacher(self) -> Teacher:
+        teacher = create_teacher(self.loss_config.alignment, pretrained=self.loss_config.pretrained)
+        wanted = getattr(self.model.config, "repa_dim", 0)
+        if wanted != teacher.dim:
+            raise ConfigError(
+                f"loss.alignment: {teacher.name} has features of {teacher.dim} channels, and the model projects to "
+                f"{wanted}: set model.repa_dim={teacher.dim}"
+            )
+        return teacher
 
     @property
     def _gives_logits(self) -> bool:
@@ -79,7 +93,14 @@ class TokenizerTask(Task):
             if getattr(model.config, "head", "") == "vqgan" and getattr(start.config, "head", "") == "proxy":
                 start = start.with_pixel_decoder(self._load_proxy(model))
             model.load_weights(start.state_dict(), where=config.init_from)
-        elif getattr(model.config, "init", "") == "linear":
+            return model.train()
+        if getattr(model, "vae", None) is not None and self.loss_config.pretrained:
+            vae = from_pretrained(self.loss_config.autoencoder)
+            report = key_report(model.vae.state_dict(), vae.vae.state_dict()) if isinstance(vae, KlVae) else "no VAE"
+            if report:
+                raise ConfigError(f"loss.autoencoder: {self.loss_config.autoencoder} is not the model's:\n{report}")
+            model.vae.load_state_dict(vae.vae.state_dict())
+        if getattr(model.config, "init", "") == "linear":
             model.fit_linear(self._fitting_images(model.image_size))
         return model.train()
 
@@ -137,27 +158,26 @@ class TokenizerTask(Task):
             logits = self.wrapped["discriminator"](torch.cat([images, batch["reconstruction"]]))
             return self.losses.discriminate(*logits.chunk(2))
         text = self.frozen["text"](batch["caption"]) if "text" in self.frozen else None
-        kwargs = {} if text is None else {"text": text}
-        if self.model.continuous:
-            kwargs["noise"] = self._noise(batch, step)
+        kwargs = self._draws(batch, step) | ({} if text is None else {"text": text})
         outputs = self.wrapped["model"](images, generator=generator, **kwargs)
         self._ids = outputs.get("ids")
-        codes = None
+        codes = features = None
         if self._gives_logits:
             with torch.no_grad():
                 codes = self.frozen["proxy"].encode(images).ids
-        else:
+        if "teacher" in self.frozen:
+            features = self.frozen["teacher"](images)
+        if "reconstruction" in outputs:
             batch["reconstruction"] = outputs["reconstruction"].detach().float()  # for the discriminator
-        return self.losses.generator(outputs, images, step, codes=codes)
+        return self.losses.generator(outputs, images, step, codes=codes, features=features)
 
-    def _noise(self, batch: dict[str, Any], step: int) -> Tensor:
-        """The posterior's noise [B, N, C], each picture's its own, however the batch is cut or shared out."""
-        shape = (self.model.num_tokens, self.model.config.code_dim)
+    def _draws(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+        """What the model draws for each picture, each picture's its own, however the batch is cut or shared out."""
         rows = []
         for index in batch["index"].tolist():
             generator = torch.Generator().manual_seed(stable_seed(self.config.seed, "noise", step, index))
-            rows.append(torch.randn(shape, generator=generator))
-        return torch.stack(rows).to(batch["image"].device)
+            rows.append(self.model.draw(generator))
+        return {name: torch.stack([row[name] for row in rows]).to(batch["image"].device) for name in rows[0]}
 
     def codebook_ids(self) -> Tensor | None:
         """Ids [B, N] of the last micro batch."""
