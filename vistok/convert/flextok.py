@@ -341,6 +341,8 @@ def _wrap_config(config: FlexTokConfig) -> dict[str, Any]:
     """
     if config.nested_dropout == "none" or config.vae == "none":
         raise PublishedConfigError("vae: none and nested_dropout: none are not part of it")
+    if config.bound != "tanh" or config.init != "random":
+        raise PublishedConfigError("bound: clamp and init: linear are not part of it")
     if config.vae.norm_groups != KlAutoencoderConfig().norm_groups:
         raise PublishedConfigError("in it, the autoencoder has norm_groups: 32")
     return {

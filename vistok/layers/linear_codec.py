@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 # A latent of 1 stands for this many standard deviations of its component: beyond, it is clipped.
-_CLIP_SIGMAS = 2.5
+CLIP_SIGMAS = 2.5
 _FIT_ITERATIONS = 4
 
 
@@ -42,7 +42,7 @@ class LinearCodec(nn.Module):
         basis = torch.zeros_like(self.basis)
         basis[:rank] = vectors.t()
         scale = torch.ones_like(self.scale)
-        scale[:rank] = (_CLIP_SIGMAS * sigma / max(1, len(flat) - 1) ** 0.5).clamp_min(1e-6)
+        scale[:rank] = (CLIP_SIGMAS * sigma / max(1, len(flat) - 1) ** 0.5).clamp_min(1e-6)
         self.mean.copy_(mean)
         self.basis.copy_(basis)
         self.scale.copy_(scale)

@@ -152,6 +152,7 @@ class FlowDecoder(nn.Module):
         kinds: 2 where patches and registers are modulated apart.
         time_features, max_timestep: see ``timestep_features``.
         feature_layer: the block, counted from 0, whose patches are given out too; None for none.
+        hints: the decoder also sees a map that is a first guess of the clean one.
     """
 
     def __init__(
@@ -169,6 +170,7 @@ class FlowDecoder(nn.Module):
         time_features: int = 256,
         max_timestep: float = 1000.0,
         feature_layer: int | None = None,
+        hints: bool = False,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
@@ -181,6 +183,7 @@ class FlowDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(width))
         self.null_token = nn.Parameter(torch.empty(width))
         self.patch_embed = nn.Linear(channels * patch_size**2, width)
+        self.hint_embed = nn.Linear(channels * patch_size**2, width) if hints else None
         self.register_buffer("pos_embed", sincos_2d(*grid_size, width))
         self.time_embed = TimeEmbedding(time_features, width)
         self.blocks = nn.ModuleList(ModulatedBlock(width, head_dim, kinds=kinds) for _ in range(depth))
@@ -228,7 +231,7 @@ class FlowDecoder(nn.Module):
         return Modulations(blocks, self.head_modulation(activated).unflatten(-1, (2, -1)))
 
     def forward(
-        self, x: Tensor, modulations: Modulations, condition: RegisterCondition
+        self, x: Tensor, modulations: Modulations, condition: RegisterCondition, *, hint: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The velocity of noised maps.
 
@@ -236,6 +239,7 @@ class FlowDecoder(nn.Module):
             x: [B, C, H, W]; the condition's S sequences are a multiple of B, and s reads ``x[s % B]``.
             modulations: of one time, or of each sequence's.
             condition: from ``condition``.
+            hint: [S, C, H, W], with ``hints``.
         Returns:
             velocities [S, C, H, W], and the patches of ``feature_layer`` [S, h*w, D] or None; both in the
             order of the condition's ``keep``.
@@ -244,6 +248,8 @@ class FlowDecoder(nn.Module):
         grid = (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)
         patches = _embed_patches(x, self.patch_size, self.patch_embed, self.pos_embed)
         patches = patches[order % len(x)]  # [S, P, D]
+        if self.hint_embed is not None:
+            patches = patches + self.hint_embed(patchify(hint, self.patch_size).to(patches.dtype))[order]
         if len(modulations.head) > 1:
             modulations = modulations.select(order)
         hidden = torch.cat([patches.flatten(0, 1), condition.rows.to(patches.dtype)])

@@ -27,8 +27,15 @@ from vistok.errors import ConfigError, VistokError
 from vistok.layers.flow import add_noise, euler_sample, noise_levels, time_grid
 from vistok.layers.guidance import AdaptiveProjectedGuidance, ApgConfig, classifier_free_guidance
 from vistok.layers.kl_autoencoder import KlAutoencoder, KlAutoencoderConfig, draw_noise, sample_posterior
+from vistok.layers.linear_flow import LinearFlow
 from vistok.layers.nested_dropout import NestedDropout, draw_lengths
-from vistok.layers.register_codec import FlowDecoder, ProjectionHead, RegisterEncoder
+from vistok.layers.register_codec import (
+    FlowDecoder,
+    Modulations,
+    ProjectionHead,
+    RegisterCondition,
+    RegisterEncoder,
+)
 from vistok.models.base import Tokenizer
 from vistok.quantizers import FiniteScalarQuantizer
 from vistok.seeds import stable_seed
@@ -100,6 +107,9 @@ class FlexTokConfig:
         logit_normal: noise levels are sigmoid(N(0, 1)); else mode sampling.
         stratified: one logit-normal level from each of B equally likely intervals.
         mode_scale: of mode sampling; 0 gives uniform levels.
+        bound: how latents are brought onto the levels of the FSQ: ``tanh`` as published, or ``clamp``.
+        init: ``random``, or ``linear`` (house): a frozen linear codec and its exact flow lie under the
+            transformers, which learn what they miss. Call ``fit_linear`` with training images before training.
         sampling: defaults of ``decode``.
     """
 
@@ -125,6 +135,8 @@ class FlexTokConfig:
     logit_normal: bool = False
     stratified: bool = False
     mode_scale: float = 0.25
+    bound: Literal["tanh", "clamp"] = "tanh"
+    init: Literal["random", "linear"] = "random"
     sampling: FlowSamplingConfig = FlowSamplingConfig()
 
     def __post_init__(self) -> None:
@@ -145,6 +157,8 @@ class FlexTokConfig:
         for key in ("null_probability", "drop_quant_probability"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 raise ConfigError(f"{key} lies in [0, 1], got {getattr(self, key)}")
+        if self.init == "linear" and (self.vae != "none" or self.bound != "clamp" or len({*self.map_size}) > 1):
+            raise ConfigError("init: linear goes with vae: none, bound: clamp and a square grid_size")
         if self.scaling_factor == 0.0:
             raise ConfigError("scaling_factor is not 0")
 
@@ -195,7 +209,7 @@ class FlexTok(Tokenizer):
             out_dim=len(config.levels),
             causal=config.causal,
         )
-        self.quantizer = FiniteScalarQuantizer(config.levels, bound="tanh")
+        self.quantizer = FiniteScalarQuantizer(config.levels, bound=config.bound)
         self.decoder = FlowDecoder(
             **shared,
             num_registers=config.num_tokens,
@@ -207,9 +221,13 @@ class FlexTok(Tokenizer):
             time_features=config.time_features,
             max_timestep=config.max_timestep,
             feature_layer=config.intermediate_layers[0] if config.intermediate_layers else None,
+            hints=config.init == "linear",
         )
         hidden = config.repa_hidden or 2 * dec.width
         self.repa_head = ProjectionHead(dec.width, hidden, config.repa_dim) if config.repa_dim else None
+        self.linear = None
+        if config.init == "linear":
+            self.linear = LinearFlow(config.map_size[0], config.num_tokens, len(config.levels))
         # Last, so that ``dtype`` is the trained part's.
         self.vae = None if config.vae == "none" else KlAutoencoder(config.vae)
         self._init_weights()
@@ -279,7 +297,7 @@ class FlexTok(Tokenizer):
         if length not in (None, self.num_tokens) and not self.ordered:
             raise VistokError(f"{self._label} always gives {self.num_tokens} tokens (nested_dropout is none)")
         latents = self.to_latents(images.to(self.device), generator=generator)
-        registers = self.encoder(latents, length=length)
+        registers = self._registers(latents, length)
         return Tokens(
             ids=self.quantizer(registers).ids,
             codebook_size=self.codebook_size,
@@ -388,7 +406,8 @@ class FlexTok(Tokenizer):
         modulations = self.decoder.modulations(torch.tensor(time_grid(steps), device=codes.device))
 
         def velocities(x: Tensor, index: int, time: float, both: bool) -> tuple[Tensor, Tensor | None]:
-            velocity = self.decoder(x, modulations.at(index), condition)[0].float()
+            times = torch.tensor([time], device=x.device)
+            velocity = self._velocity(x, times, modulations.at(index), condition, codes, keep)[0].float()
             return (velocity[: len(x)], velocity[len(x) :]) if both else (velocity, None)
 
         return velocities
@@ -416,7 +435,29 @@ class FlexTok(Tokenizer):
             fast: see ``decode``.
         """
         condition = self.decoder.condition(codes, keep, num_patches=self._num_patches, fast=fast)
-        return self.decoder(noised, self.decoder.modulations(times), condition)[0].float()
+        modulations = self.decoder.modulations(times)
+        return self._velocity(noised, times, modulations, condition, codes, keep)[0].float()
+
+    def _registers(self, latents: Tensor, length: int | None = None) -> Tensor:
+        """Clean scaled latents [B, C, h, w] -> registers before quantisation [B, L, len(levels)]."""
+        registers = self.encoder(latents, length=length)
+        return registers if self.linear is None else registers + self.linear.encode(latents)[:, :length]
+
+    def _velocity(
+        self,
+        x: Tensor,
+        times: Tensor,
+        modulations: Modulations,
+        condition: RegisterCondition,
+        codes: Tensor,
+        keep: Sequence[int],
+    ) -> tuple[Tensor, Tensor | None]:
+        """``FlowDecoder.forward``, on top of the linear flow where there is one."""
+        if self.linear is None:
+            return self.decoder(x, modulations, condition)
+        known, hint = self.linear.velocity(x, times, codes, keep)
+        velocity, features = self.decoder(x, modulations, condition, hint=hint)
+        return known + velocity, features
 
     def _starting_noise(
         self, tokens: Tokens, generator: torch.Generator | None, noise: Tensor | None, seed: int
@@ -466,6 +507,12 @@ class FlexTok(Tokenizer):
         return self.forward_latents(
             latents, noise=noise, u=u, keep=keep, drop=drop, unrounded=unrounded, generator=generator, fast=fast
         )
+
+    def fit_linear(self, images: Tensor) -> None:
+        """Start ``init: linear`` from training images [M, 3, H, W] in [0, 1]: their principal components."""
+        if self.linear is None:
+            raise VistokError("fit_linear is for models with init: linear")
+        self.linear.fit(self.to_latents(images), lambda latents: self.quantizer(latents).latents)
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         """``noise``, ``u``, ``keep``, ``drop`` and, where used, ``unrounded`` and ``posterior_noise`` of one image."""
@@ -529,7 +576,7 @@ class FlexTok(Tokenizer):
         if unrounded is None and self.training and config.drop_quant_probability:
             unrounded = torch.rand(batch, generator=generator) < config.drop_quant_probability
         unrounded = None if unrounded is None else unrounded.to(latents.device)
-        quantised = self.quantizer(self.encoder(latents), unrounded=unrounded)
+        quantised = self.quantizer(self._registers(latents), unrounded=unrounded)
         seen = torch.where(drop, 0, keep).tolist()
         condition = self.decoder.condition(quantised.latents, seen, num_patches=self._num_patches, fast=fast)
         if self.training:
@@ -537,7 +584,8 @@ class FlexTok(Tokenizer):
             # training on several devices needs.
             unused = self.decoder.mask_token.sum() + self.decoder.null_token.sum() + quantised.latents.sum()
             condition.rows.add_(0.0 * unused)
-        velocity, features = self.decoder(noised, self.decoder.modulations(levels), condition)
+        modulations = self.decoder.modulations(levels)
+        velocity, features = self._velocity(noised, levels, modulations, condition, quantised.latents, seen)
         out = {"velocity": velocity, "target": noise - latents, "ids": quantised.ids, "noise_levels": levels}
         out |= {"noised": noised, "keep": keep, "drop": drop}
         if features is not None:
@@ -612,3 +660,6 @@ class FlexTok(Tokenizer):
         tokens = (self.encoder.registers, decoder.register_pos_embed, decoder.mask_token, decoder.null_token)
         for parameter in tokens:
             nn.init.trunc_normal_(parameter, std=0.02)
+        if decoder.hint_embed is not None:
+            # Not small: with adaLN's gates closed at the start, small inputs would stay unseen for long.
+            nn.init.normal_(decoder.hint_embed.weight, std=decoder.hint_embed.in_features**-0.5)
