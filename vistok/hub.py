@@ -28,7 +28,8 @@ from vistok.models.base import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, key_r
 from vistok.registry import ModelCard, cards, get_card, list_models, model_class
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+_DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+_WEIGHT_FILES = (WEIGHTS_FILE, _DIFFUSERS_FILE, "pytorch_model.bin")
 _WRAPPERS = ("state_dict", "model", "ema")
 
 
@@ -267,14 +268,33 @@ def _fetch(where: str, config: dict[str, Any] | None) -> tuple[Path, dict[str, A
             f"there is no file or folder {where}, and no model of that name; {nearest(where, list_models())}"
         )
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    def first_of(*names: str) -> Path | None:
+        """The first of these files that the repository has; None if it has none of them."""
+        for name in names:
+            try:
+                return Path(hf_hub_download(repository, name))
+            except LocalEntryNotFoundError:  # no network, which says nothing of the repository
+                raise
+            except EntryNotFoundError:
+                continue
+        return None
 
     try:
         if file:
             return Path(hf_hub_download(repository, file)), config
-        if config is None:
-            config = _read_json(Path(hf_hub_download(repository, CONFIG_FILE)))
-        return Path(hf_hub_download(repository, WEIGHTS_FILE)), config
+        if config is None and (beside := first_of(CONFIG_FILE)) is not None:
+            config = _read_json(beside)
+        weights = first_of(WEIGHTS_FILE, _DIFFUSERS_FILE)
+        if weights is None:
+            raise CheckpointError(f"{where} on the Hugging Face hub has no {WEIGHTS_FILE} or {_DIFFUSERS_FILE}")
+        return weights, config
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -44,7 +44,7 @@ def _flextok(encoder: int, decoder: int, data: str, metrics: dict[str, float], n
 def _autoencoder(channels: int) -> ModelCard:
     repository = f"EPFL-VILAB/flextok_vae_c{channels}"
     return ModelCard(
-        name=f"flextok_vae_c{channels}",
+        name=f"flextok_vae_c{channels}.dfn",
         family="kl_vae",
         config={"network": {"latent_channels": channels}},
         hub_id=repository,

@@ -58,7 +58,7 @@ class TokenizerLossConfig:
     lecam_weight: float = 0.001
     alignment: str = ""
     alignment_weight: float = 1.0
-    autoencoder: str = "flextok_vae_c16"
+    autoencoder: str = "flextok_vae_c16.dfn"
     proxy: str = "maskgit_vqgan.imagenet"
     pretrained: bool = True
 
