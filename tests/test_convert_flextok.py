@@ -115,6 +115,7 @@ def test_written_in_the_published_layout_and_read_again(tmp_path: Path) -> None:
         {"logit_normal": True, "stratified": True, "mode_scale": 0.0, "sample_posterior": False},
         {"nested_dropout": "uniform_pow2", "null_probability": 0.1, "drop_quant_probability": 0.5},
         {"grid_size": (2, 3), "patch_size": 1, "scaling_factor": 0.3},
+        {"vae": replace(VAE, norm_groups=8)},
         {"time_features": 64, "max_timestep": 10.0, "encoder": RegisterTransformerSize(64, 3, 16)},
     ],
 )
@@ -124,6 +125,12 @@ def test_any_configuration_of_the_published_kind_is_read_back(changes: dict[str,
     for told in (tree, literals(tree), {"cfg": tree}):
         again, state = convert_state(published, config=told)
         assert again.config == model.config and state.keys() == model.state_dict().keys()
+
+
+def test_a_scaling_factor_of_the_autoencoder_is_told() -> None:
+    model = empty_model(FlexTok, replace(CONFIG, vae=replace(VAE, scaling_factor=0.7)))
+    published, tree = to_published(model)
+    assert convert_state(published, config=tree)[0].config.scale == model.config.scale == 0.7
 
 
 @pytest.mark.parametrize("changes", [{"vae": "none"}, {"nested_dropout": "none"}])

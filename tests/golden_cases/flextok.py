@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vistok.config import merge
 from vistok.convert import recognise
 from vistok.layers.flow import noise_levels
 from vistok.layers.guidance import AdaptiveProjectedGuidance, ApgConfig, classifier_free_guidance
@@ -94,7 +95,9 @@ def build(case: GoldenCase) -> PretrainedModel:
     state = case.state()
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     source = recognise(shapes)
-    config = source.read_config(shapes, case.config)
+    groups = case.data.get("vae_config", {}).get("norm_num_groups")
+    told = case.config if groups is None else merge(case.config, {"vae": {"norm_num_groups": groups}})
+    config = source.read_config(shapes, told)
     model = model_class(source.family)(config)
     key_map = source.key_map(config)
     model.load_weights(key_map.to_ours(state), where=case.name)
@@ -167,16 +170,21 @@ def _encode(case: GoldenCase, model: FlexTok, step: dict[str, Any], memory: dict
     margins = case.tensor("out/rounding_margin")
     assert ((half.ids == tokens.ids[:, : half.num_tokens]) | (margins[:, : half.num_tokens] < 1e-3)).all()
     computed |= {"ids": tokens.ids, "rounding_margin": model.quantizer.rounding_margin(latents)}
-    strides = {output["name"]: output["name"].rpartition("stride") for output in step["outputs"]}
-    for name, (kind, _, stride) in strides.items():
-        if kind.startswith("register_features"):
-            computed[name] = features[..., :: int(stride)]
+    for output in step["outputs"]:
+        if output["name"].startswith("register_features"):
+            stride = output["name"].partition("stride")[2] or "1"
+            computed[output["name"]] = features[..., :: int(stride)]
     return computed | {"margins": margins}
+
+
+def _times(case: GoldenCase, step: dict[str, Any], count: int) -> Tensor:
+    """A time for each sample: stored, or one for all."""
+    return case.input(step, "t") if case.has_input(step, "t") else torch.tensor(step["t"]).float().expand(count)
 
 
 def _velocity(case: GoldenCase, model: FlexTok, step: dict[str, Any], memory: dict[str, Any]) -> dict[str, Any]:
     noised = case.input(step, "noised")
-    times = case.input(step, "t") if case.has_input(step, "t") else torch.full((len(noised),), float(step["t"]))
+    times = _times(case, step, len(noised))
     ids = case.input(step, "ids").long() if case.has_input(step, "ids") else torch.zeros(len(noised), 1).long()
     keep = step.get("keep", 0)
     keep = [keep] * len(noised) if isinstance(keep, int) else keep
@@ -190,7 +198,7 @@ def _velocity(case: GoldenCase, model: FlexTok, step: dict[str, Any], memory: di
 def _intermediate(case: GoldenCase, model: FlexTok, step: dict[str, Any], memory: dict[str, Any]) -> dict[str, Any]:
     noised, ids = case.input(step, "noised"), case.input(step, "ids").long()
     keep = step["keep"] if isinstance(step["keep"], list) else [step["keep"]] * len(noised)
-    times = case.input(step, "t") if case.has_input(step, "t") else torch.full((len(noised),), float(step["t"]))
+    times = _times(case, step, len(noised))
     grid = model.config.grid_size
     condition = model.decoder.condition(model.quantizer.lookup(ids), keep, num_patches=math.prod(grid))
     features = model.decoder(noised, model.decoder.modulations(times), condition)[1]
@@ -290,7 +298,7 @@ def _noise_level(case: GoldenCase, step: dict[str, Any]) -> Iterator[Result]:
 
 
 def _apg(case: GoldenCase, step: dict[str, Any]) -> Iterator[Result]:
-    config = ApgConfig(eta=step["eta"], threshold=step["norm_threshold"], momentum=step["momentum"])
+    config = ApgConfig(eta=step["eta"], threshold=step["norm_threshold"] or 0.0, momentum=step["momentum"])
     guide = AdaptiveProjectedGuidance(config)
     pairs = zip(case.input(step, "cond"), case.input(step, "uncond"), strict=True)
     yield case.compare(step, _only(step), torch.stack([guide(*pair, step["guidance_scale"]) for pair in pairs]))

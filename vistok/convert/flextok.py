@@ -143,9 +143,10 @@ def _read_config(
     modules = _modules(tree)
     patch_width, in_channels = shapes[f"{_ENC}enc_patch_emb.patch_proj.weight"]
     has_vae = any(name.startswith("vae.vae.") for name in shapes)
-    vae = autoencoder_config(shapes, "vae.vae.") if has_vae else "none"
-    channels = vae.latent_channels if vae != "none" else modules["enc_patch_emb"].get("channels_in", 3)
     vae_part = _mapping(tree.get("vae"), "vae")
+    groups = {"norm_num_groups": vae_part.get("norm_num_groups")}
+    vae = autoencoder_config(shapes, "vae.vae.", groups) if has_vae else "none"
+    channels = vae.latent_channels if vae != "none" else modules["enc_patch_emb"].get("channels_in", 3)
     noise = _mapping(tree.get("flow_matching_noise_module"), "flow_matching_noise_module")
     code_dim = shapes[f"{_ENC}enc_to_latents.proj.weight"][0]
     register_module = modules["enc_register_module"]
@@ -343,8 +344,13 @@ def _wrap_config(config: FlexTokConfig) -> dict[str, Any]:
         raise PublishedConfigError("vae: none and nested_dropout: none are not part of it")
     if config.bound != "tanh" or config.init != "random":
         raise PublishedConfigError("bound: clamp and init: linear are not part of it")
-    if config.vae.norm_groups != KlAutoencoderConfig().norm_groups:
-        raise PublishedConfigError("in it, the autoencoder has norm_groups: 32")
+    default = KlAutoencoderConfig()
+    told = {}
+    if config.vae.norm_groups != default.norm_groups:  # no published one says so; otherwise it would be read as 32
+        told["norm_num_groups"] = config.vae.norm_groups
+    scaling_factor = config.scaling_factor
+    if scaling_factor is None and config.vae.scaling_factor != default.scaling_factor:
+        scaling_factor = config.vae.scaling_factor
     return {
         "_target_": "flextok.flextok_wrapper.FlexTok",
         "vae": {
@@ -354,11 +360,12 @@ def _wrap_config(config: FlexTokConfig) -> dict[str, Any]:
             "vae_latents_write_key": "vae_latents",
             "images_reconst_write_key": "rgb_reconst",
             "latent_channels": config.channels,
-            "scaling_factor": config.scaling_factor,
+            "scaling_factor": scaling_factor,
             "dtype_override": "fp32",
             "sample_posterior": config.sample_posterior,
             "force_vae_encode": False,
             "frozen": True,
+            **told,
         },
         "encoder": _sequential(_encoder_modules(config)),
         "decoder": _sequential(_decoder_modules(config)),
