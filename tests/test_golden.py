@@ -39,3 +39,16 @@ def test_all_published_layouts_account_for_every_tensor(family: str, count: int,
     rows = [row for folder in folders for row in run_case(folder)]
     assert not [row.case for row in rows if row.status == "fail"]
     assert sum(row.status == "pass" for row in rows) >= count
+
+
+@pytest.mark.parametrize("name", ["d18_d18_names", "d18_d28_dfn_names", "d18_d28_in1k_names", "vae_c4", "vae_c16"])
+def test_flextok_layouts_and_autoencoders_match_the_recording(name: str, golden_root: Path) -> None:
+    rows = run_case(golden_root / "flextok" / name)
+    assert rows and [row.output for row in rows if row.status != "pass"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["d12_d12_encode", "d12_d12_velocity", "d12_d12_detokenize"])
+def test_published_flextok_matches_the_recording(name: str, golden_root: Path) -> None:
+    rows = run_case(golden_root / "flextok" / name)
+    assert rows and [row.output for row in rows if row.status != "pass"] == []
