@@ -316,7 +316,8 @@ def test_any_data_is_read_or_refused_clearly(data: Any) -> None:
 
 def resolved(path: Path) -> TrainConfig:
     """A file as a run; what only a recipe's children say is filled in for the recipe itself."""
-    fill = {"name": path.stem, "model": {"name": "titok_s128.imagenet"}} if path.stem.startswith("base_") else {}
+    some = {"flextok": "flextok_d12_d12.imagenet"}.get(path.parent.name, "titok_s128.imagenet")
+    fill = {"name": path.stem, "model": {"name": some}} if path.stem.startswith("base_") else {}
     return from_dict(TrainConfig, merge(fill, load_yaml(path)), where=str(path))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from vistok.registry import ModelCard
 
 _PAPER = "FlexTok, arXiv:2502.13967"
-_LICENCE = "research only (Apple's model licence: no commercial use); read it on the model's hub page"
+_LICENCE = "research only (Apple model licence: no commercial use)"
 _PREPROCESSING = {
     "image_size": 256,
     "crop": "center",
