@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.layers.linear_codec import CLIP_SIGMAS, LinearCodec
+from vistok.layers.patches import patchify, unpatchify
 
 _MEASURED_MAPS = 1024
 _LEAST_VARIANCE = 1e-6
@@ -17,7 +18,8 @@ class LinearFlow(nn.Module):
     """Principal components as ordered latents, and the velocity that leads from noise to maps with these latents.
 
     Given a prefix of the latents, a kept component is known up to its rounding, a dropped one is
-    normal with its variance, and what no component describes is white. For such maps x0, noise n and
+    normal with its variance, and what no component describes is normal patch by patch, with one
+    covariance for all patches. For such maps x0, noise n and
     x = t n + (1 - t) x0, the expected n - x0 given x is linear, component by component. Frozen:
     everything is a buffer.
 
@@ -25,13 +27,17 @@ class LinearFlow(nn.Module):
         map_size: height and width of a map of 3 channels.
         num_tokens: N.
         code_dim: C, components a token.
+        patch_size: height and width of a patch.
     """
 
-    def __init__(self, map_size: int, num_tokens: int, code_dim: int) -> None:
+    def __init__(self, map_size: int, num_tokens: int, code_dim: int, patch_size: int) -> None:
         super().__init__()
+        self.patch_size, self.grid_size = patch_size, (map_size // patch_size, map_size // patch_size)
+        values = 3 * patch_size**2
         self.codec = LinearCodec(map_size, num_tokens, code_dim)
         self.register_buffer("rounding_variance", torch.ones(num_tokens * code_dim))
-        self.register_buffer("rest_variance", torch.ones(()))
+        self.register_buffer("patch_basis", torch.eye(values))  # orthonormal rows
+        self.register_buffer("patch_variance", torch.ones(values))
 
     @torch.no_grad()
     def fit(self, maps: Tensor, quantise: Callable[[Tensor], Tensor], *, seed: int = 0) -> None:
@@ -48,9 +54,11 @@ class LinearFlow(nn.Module):
         coefficients = flat @ self.codec.basis.t()
         rounded = quantise(self.codec.encode(some)).flatten(1) * self.codec.scale
         self.rounding_variance.copy_((coefficients - rounded).square().mean(dim=0).clamp_min(_LEAST_VARIANCE))
-        rest = flat - coefficients @ self.codec.basis
-        free = max(1, flat.shape[1] - len(self.codec.basis))
-        self.rest_variance.copy_((rest.square().sum(dim=1).mean() / free).clamp_min(_LEAST_VARIANCE))
+        rest = (flat - coefficients @ self.codec.basis).unflatten(1, maps.shape[1:])
+        patches = patchify(rest, self.patch_size).flatten(0, 1)
+        variance, vectors = torch.linalg.eigh(patches.t() @ patches / len(patches))
+        self.patch_variance.copy_(variance.clamp_min(_LEAST_VARIANCE))
+        self.patch_basis.copy_(vectors.t())
 
     def encode(self, maps: Tensor) -> Tensor:
         """Maps [B, 3, H, W] -> latents [B, N, C], most values within [-1, 1]."""
@@ -75,10 +83,12 @@ class LinearFlow(nn.Module):
         variance = torch.where(mask, self.rounding_variance, (codec.scale / CLIP_SIGMAS).square())
         t = times.float()[:, None]
         noised = x.float().flatten(1).repeat(repeats, 1) - (1.0 - t) * mean
-        rest = _slope(self.rest_variance, t)  # [S, 1]
-        coefficients = (noised @ codec.basis.t()) * (_slope(variance, t) - rest)
-        velocity = rest * noised + coefficients @ codec.basis - mean
-        return velocity.unflatten(1, x.shape[1:]), mean.unflatten(1, x.shape[1:])
+        coefficients = noised @ codec.basis.t()
+        rest = (noised - coefficients @ codec.basis).unflatten(1, x.shape[1:])
+        patches = patchify(rest, self.patch_size) @ self.patch_basis.t() * _slope(self.patch_variance, t)[:, None]
+        rest = unpatchify(patches @ self.patch_basis, self.patch_size, self.grid_size)
+        velocity = (coefficients * _slope(variance, t)) @ codec.basis - mean
+        return rest + velocity.unflatten(1, x.shape[1:]), mean.unflatten(1, x.shape[1:])
 
 
 def _slope(variance: Tensor, t: Tensor) -> Tensor:

@@ -14,22 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.layers.modulated_transformer import ModulatedBlock, PlainBlock, TimeEmbedding, plain_norm, run_block
+from vistok.layers.patches import patchify, unpatchify
 from vistok.layers.positions import sincos_2d, timestep_features
 from vistok.layers.ragged import Group, RaggedLayout
-
-
-def patchify(x: Tensor, patch_size: int) -> Tensor:
-    """[B, C, H, W] -> [B, h*w, p*p*C], patches row by row."""
-    p = patch_size
-    x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # [B, C, h, p, w, p]
-    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def unpatchify(x: Tensor, patch_size: int, grid_size: tuple[int, int]) -> Tensor:
-    """The way back: [B, h*w, p*p*C] -> [B, C, H, W]."""
-    p = patch_size
-    x = x.unflatten(1, grid_size).unflatten(3, (p, p, -1))  # [B, h, w, p, p, C]
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3).contiguous()
 
 
 class RegisterEncoder(nn.Module):

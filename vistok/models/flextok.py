@@ -227,7 +227,7 @@ class FlexTok(Tokenizer):
         self.repa_head = ProjectionHead(dec.width, hidden, config.repa_dim) if config.repa_dim else None
         self.linear = None
         if config.init == "linear":
-            self.linear = LinearFlow(config.map_size[0], config.num_tokens, len(config.levels))
+            self.linear = LinearFlow(config.map_size[0], config.num_tokens, len(config.levels), config.patch_size)
         # Last, so that ``dtype`` is the trained part's.
         self.vae = None if config.vae == "none" else KlAutoencoder(config.vae)
         self._init_weights()
