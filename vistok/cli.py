@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from vistok.errors import VistokError
 
 _MODEL_HELP = "a registered name (vistok models), a Hugging Face id, or a folder or file on this machine"
+_LISTED = 20  # images of a token file that `info` shows
 _DATA_HELP = "folder:PATH, emoji:, emoji:CATEGORY, photos:, wds:PATTERN, hfds:NAME or random:COUNT"
 
 
@@ -69,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "info", _info, "what is known about a model or a .vtk file", "vistok info titok_s128.imagenet"
     )
     sub.add_argument("what", help=f"{_MODEL_HELP}; or a .vtk token file")
+    _add_frequencies(sub)
 
     sub = _command(
         commands,
@@ -99,11 +102,22 @@ def build_parser() -> argparse.ArgumentParser:
         "encode",
         _encode,
         "pictures to a .vtk token file",
-        "vistok encode photos/ --model runs/tiny/final --out photos.vtk",
+        "vistok encode photos/ --model runs/tiny/final --out photos.vtk\n"
+        "  vistok encode photos/ --model runs/tiny/final --target psnr=24 --entropy static --out photos.vtk",
     )
     _add_images(sub)
     sub.add_argument("--out", type=Path, required=True, help="the .vtk file to write")
-    sub.add_argument("--length", type=_positive, help="keep this many leading tokens (ordered tokenizers only)")
+    many = sub.add_mutually_exclusive_group()
+    many.add_argument("--length", type=_positive, help="keep this many leading tokens (ordered tokenizers only)")
+    many.add_argument(
+        "--target",
+        help="keep the fewest tokens that reach a quality, image by image: psnr=24, lpips=0.2 (ordered tokenizers only)",
+    )
+    sub.add_argument(
+        "--entropy",
+        metavar="static|FILE",
+        help="entropy-code the ids with their own frequencies, or with those of a table (needs the extra [codec])",
+    )
 
     sub = _command(
         commands,
@@ -116,6 +130,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(sub)
     sub.add_argument("--out", type=Path, required=True, help="folder for the PNG files")
     sub.add_argument("--length", type=_positive, help="decode only this many leading tokens (ordered tokenizers only)")
+    sub.add_argument("--index", type=_indices, help="only these images, counted from 0: 3 or 0,5,7")
+    sub.add_argument("--names", action="store_true", help="call the pictures as they were called when encoded")
+    sub.add_argument("--recover", action="store_true", help="decode what is left of a file that is cut or damaged")
+    _add_frequencies(sub)
 
     sub = _command(
         commands,
@@ -193,10 +211,23 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_frequencies(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--frequencies", type=Path, help="the table that a .vtk file was entropy-coded with, if it has none inside"
+    )
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a number of 1 or more is wanted, got {text!r}")
     return int(text)
+
+
+def _indices(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"numbers from 0 on are wanted, as 3 or 0,5,7; got {text!r}")
+    return [int(part) for part in parts]
 
 
 def _numbers(text: str) -> list[int]:
@@ -277,20 +308,9 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
     from vistok.registry import cards
 
     if args.what.endswith(".vtk"):
-        from vistok.tokens import Tokens
-
-        tokens = Tokens.load(args.what)
-        lengths = tokens.lengths.tolist()
-        out: dict[str, Any] = {
-            "images": len(tokens),
-            "family": tokens.family,
-            "model": tokens.model,
-            "weight_hash": tokens.weight_hash,
-            "codebook_size": tokens.codebook_size,
-            "tokens_per_image": [min(lengths, default=0), max(lengths, default=0)],
-            "bits_per_image": float(tokens.bits().mean()) if lengths else 0.0,
-        }
-    elif args.what in cards():
+        return _token_file_info(args)
+    out: dict[str, Any]
+    if args.what in cards():
         out = _card_dict(cards()[args.what])
         if out["buildable"]:
             out |= _size(args.what)
@@ -305,6 +325,54 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
     width = max(map(len, out))
     _say(args, "\n".join(f"{key:<{width}}  {value}" for key, value in out.items() if value not in ("", {}, [])))
     return out
+
+
+def _token_file_info(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.report.table import text_table
+
+    with _open_tokens(args, args.what) as file:
+        layout, count = file.layout, len(file)
+        lengths, sizes = file.lengths.tolist(), file.sizes.tolist()
+        file[:1]  # a table of frequencies that does not fit is found out here
+        out: dict[str, Any] = {
+            "images": count,
+            "format_version": file.version,
+            "family": layout.family,
+            "model": layout.model,
+            "weight_hash": layout.weight_hash,
+            "kind": layout.kind,
+            "codebook_size": layout.codebook_size,
+            "entropy": "" if layout.frequencies is None else "static",
+            "tokens_per_image": [min(lengths, default=0), max(lengths, default=0)],
+            "mean_tokens": sum(lengths) / max(1, count),
+            "bytes_per_image": sum(sizes) / max(1, count),
+            "index_bytes": file.index_bytes,
+            "bytes": file.num_bytes,
+            "first_images": [
+                {
+                    "index": row,
+                    "name": file.names[row] if file.names else "",
+                    "tokens": lengths[row],
+                    "bytes": sizes[row],
+                }
+                for row in range(min(count, _LISTED))
+            ],
+        }
+    facts = {key: value for key, value in out.items() if value not in ("", None) and key != "first_images"}
+    width = max(map(len, facts))
+    _say(args, "\n".join(f"{key:<{width}}  {value}" for key, value in facts.items()) + "\n")
+    _say(args, text_table(["index", "name", "tokens", "bytes"], [list(row.values()) for row in out["first_images"]]))
+    if count > _LISTED:
+        _say(args, f"... and {count - _LISTED} more")
+    return out
+
+
+def _open_tokens(args: argparse.Namespace, path: str | Path) -> Any:
+    from vistok.entropy import FrequencyTable
+    from vistok.token_file import TokenFile
+
+    table = None if args.frequencies is None else FrequencyTable.load(args.frequencies)
+    return TokenFile.open(path, frequencies=table)
 
 
 def _size(name: str) -> dict[str, Any]:
@@ -379,46 +447,75 @@ def _save_picture(image: Any, path: Path) -> None:
 
 
 def _encode(args: argparse.Namespace) -> dict[str, Any]:
-    from vistok.tokens import Tokens
+    from vistok.models.target import Target
+    from vistok.transcode import encode_files
 
-    model = _load(args)
-    names, images = _read_images(args, model)
-    parts = [model.encode(part, length=args.length).to("cpu") for part in images.split(args.batch_size)]
-    tokens = Tokens.cat(parts)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    tokens.save(args.out)
-    size = args.out.stat().st_size
-    _say(args, f"wrote {args.out}: {len(tokens)} images, {tokens.num_tokens} tokens each, {size} bytes")
-    return {
-        "out": str(args.out),
-        "images": names,
-        "tokens": tokens.num_tokens,
-        "bytes": size,
-        "weight_hash": tokens.weight_hash,
-    }
+    target = None if args.target is None else Target.parse(args.target)  # before the model is loaded
+    result = encode_files(
+        _load(args),
+        args.images,
+        args.out,
+        length=args.length,
+        target=target,
+        entropy=args.entropy,
+        crop=args.crop,
+        batch_size=args.batch_size,
+        progress=not args.json,
+    )
+    _say(
+        args,
+        f"wrote {args.out}: {len(result['images'])} images, {result['tokens_per_image']:.4g} tokens and "
+        f"{result['bytes_per_image']:.4g} bytes each, {result['bytes']} bytes in all",
+    )
+    for key, text in (
+        ("unreadable", "could not be read"),
+        ("not_reached", "do not reach the target and keep all tokens"),
+    ):
+        if result[key]:
+            _say(args, f"{len(result[key])} {text}: {', '.join(result[key][:5])}")
+    return result
 
 
 def _decode(args: argparse.Namespace) -> dict[str, Any]:
-    from vistok.tokens import Tokens
+    from vistok.token_file import TokenFile
+    from vistok.transcode import decode_file
 
-    tokens = Tokens.load(args.tokens)
-    model = _load(args)
-    if tokens.weight_hash and tokens.weight_hash != model.weight_hash():
-        print(
-            f"vistok: warning: {args.tokens} was encoded with other weights ({tokens.model or tokens.family} {tokens.weight_hash}) "
-            f"than {args.model} has ({model.weight_hash()})",
-            file=sys.stderr,
+    with contextlib.ExitStack() as stack:
+        if args.recover:
+            if args.names:
+                raise VistokError(
+                    "the names are at the end of a token file, which --recover does without; leave --names away"
+                )
+            from vistok.entropy import FrequencyTable
+
+            table = None if args.frequencies is None else FrequencyTable.load(args.frequencies)
+            tokens: Any = TokenFile.recover(args.tokens, frequencies=table)
+            if not tokens:
+                raise VistokError(f"{args.tokens} holds no whole beginning of an image")
+            made_by = tokens[0]
+        else:
+            tokens = stack.enter_context(_open_tokens(args, args.tokens))
+            made_by = tokens.layout
+        model = _load(args)
+        if made_by.weight_hash and made_by.weight_hash != model.weight_hash():
+            print(
+                f"vistok: warning: {args.tokens} was encoded with other weights ({made_by.model or made_by.family} "
+                f"{made_by.weight_hash}) than {args.model} has ({model.weight_hash()})",
+                file=sys.stderr,
+            )
+        written = decode_file(
+            model,
+            tokens,
+            args.out,
+            rows=args.index,
+            length=args.length,
+            names=args.names,
+            condition=lambda count: _condition(model, args.caption, count),
+            batch_size=args.batch_size,
+            progress=not args.json,
         )
-    if args.length is not None:
-        tokens = tokens.truncate(args.length)
-    written = []
-    for part in tokens.split(args.batch_size):
-        for image in model.decode(part, condition=_condition(model, args.caption, len(part))):
-            path = args.out / f"{len(written):05d}.png"
-            _save_picture(image, path)
-            written.append(str(path))
     _say(args, f"wrote {len(written)} pictures to {args.out}")
-    return {"out": str(args.out), "pictures": written}
+    return {"out": str(args.out), "pictures": [str(path) for path in written]}
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,30 +1,11 @@
-"""``Tokens``: what every tokenizer makes of images, and its file format ``.vtk``.
-
-A ``.vtk`` file of version 1 is, in little-endian order::
-
-    magic  8 bytes | version  u16 | header bytes  u32 | header CRC32  u32 | header | row 0 | row 1 | ...
-
-The header is JSON: ``kind`` (``ids``, ``fp32`` or ``fp16``), ``codebook_size``, ``channels``, the
-names, and for every row its length, its CRC32 and where it begins (``offsets``, counted from the
-end of the header, one more than there are rows). A row is its ids as big-endian numbers of
-ceil(log2 K) bits, filled up with zeros to whole bytes, or its latents as little-endian floats
-[length, C]. So one row, or the start of one, can be read and checked without the others. The
-header's CRC also covers the fields before it.
-"""
+"""``Tokens``: what every tokenizer makes of images. Their files are ``vistok.token_file``."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
-import os
-import secrets
-import struct
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vistok.errors import TokenFileError, VistokError
+from vistok.errors import VistokError
+from vistok.token_packing import token_bits
 
-_MAGIC = b"VISTOKV\x1a"
-_VERSION = 1
-_START = struct.Struct("<8sHI")  # magic, version, header bytes
-_CHECKSUM = struct.Struct("<I")
-_MAX_HEADER_BYTES = 1 << 28  # millions of rows
 _MAX_VOCAB_SIZE = 1 << 62
 _NAMES = ("family", "model", "weight_hash")
-_SHORT, _LONG = np.dtype(">u2"), np.dtype(">u8")
-_FLOATS = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
-# A token of a one-word codebook takes no bits, and rows are padded to the longest, so a small file
-# could ask for any amount of memory. It may ask for this much, and this many times its own size.
-_FREE_BYTES = 1 << 26
-_MAX_EXPANSION = 1024
-_WORKING_BITS = 1 << 24  # bits that are unfolded to a byte each at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +45,7 @@ class Tokens:
 
     def __post_init__(self) -> None:
         data = self._checked_data()
-        self._set("codebook_size", _checked_codebook(self.codebook_size, self.is_continuous))
+        self._set("codebook_size", checked_codebook(self.codebook_size, self.is_continuous))
         for name in _NAMES:
             if not isinstance(getattr(self, name), str):
                 raise VistokError(f"{name} is a string, got {getattr(self, name)!r}")
@@ -128,12 +98,13 @@ class Tokens:
         return self.ids if self.latents is None else self.latents
 
     @property
-    def _kind(self) -> str:
-        """How a file stores them."""
+    def kind(self) -> str:
+        """How a file stores them: ``ids``, ``fp32`` or ``fp16``."""
         return "ids" if self.latents is None else "fp16" if self.latents.dtype == torch.float16 else "fp32"
 
     @property
-    def _channels(self) -> int:
+    def channels(self) -> int:
+        """C of latents, 0 for ids."""
         return 0 if self.latents is None else self.latents.shape[2]
 
     def __len__(self) -> int:
@@ -170,7 +141,7 @@ class Tokens:
             raise VistokError("continuous tokens have no codebook")
         if self.codebook_size is None:
             raise VistokError("the codebook size of these tokens is unknown; set it: tokens.replace(codebook_size=...)")
-        return _product(self.codebook_size)
+        return codebook_product(self.codebook_size)
 
     def mask(self) -> Tensor:
         """bool [B, L], True where a row has a token."""
@@ -227,10 +198,10 @@ class Tokens:
         parts = list(parts)
         if not parts:
             raise VistokError("cat takes at least one part, got none")
-        for name in ("_kind", "_channels", "codebook_size", "family", "model", "device"):
+        for name in ("kind", "channels", "codebook_size", "family", "model", "device"):
             answers = {str(getattr(part, name)) for part in parts}
             if len(answers) > 1:
-                raise VistokError(f"cannot join tokens of different {name.lstrip('_')}: {', '.join(sorted(answers))}")
+                raise VistokError(f"cannot join tokens of different {name}: {', '.join(sorted(answers))}")
         columns = max(part.num_tokens for part in parts)
         hashes = {part.weight_hash for part in parts}
         return parts[0]._derived(
@@ -267,7 +238,7 @@ class Tokens:
         return self.lengths.double() * self._bits_per_token()
 
     def _bits_per_token(self) -> int:
-        return _token_bits(self._kind, None if self.is_continuous else self.vocab_size, self._channels)
+        return token_bits(self.kind, None if self.is_continuous else self.vocab_size, self.channels)
 
     def __eq__(self, other: object) -> bool:
         """Same valid ids or latents, lengths and codebook; names, padding, device and float type do not matter."""
@@ -287,73 +258,38 @@ class Tokens:
     def __repr__(self) -> str:
         shortest, longest = _extremes(self.lengths)
         parts = [f"{self._key} {list(self._data.shape)}", f"lengths {shortest}..{longest}"]
-        parts += [self._kind if self.is_continuous else f"codebook {self.codebook_size}", self.model or self.family]
+        parts += [self.kind if self.is_continuous else f"codebook {self.codebook_size}", self.model or self.family]
         return f"Tokens({', '.join(filter(None, parts))})"
 
     def save(self, path: str | Path) -> None:
         """Write a ``.vtk`` file; an existing one is replaced only when the new one is complete.
 
-        bf16 latents are stored as fp32, which holds them exactly.
+        bf16 latents are stored as fp32, which holds them exactly. ``vistok.token_file.TokenWriter``
+        writes images as they come, with their names, and can entropy-code them.
 
         Raises:
             TokenFileError: the file cannot be written.
             VistokError: the codebook size is unknown, or the latents are float64.
         """
-        path = Path(path)
-        content = self._serialised()
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                file.writelines(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            raise TokenFileError(f"cannot write the token file {path}: {error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        from vistok.token_file import TokenWriter, check_expansion
+
+        with TokenWriter(path) as writer:
+            sizes = writer.write(self)
+            check_expansion(self.lengths.tolist(), self.kind, self.channels, sum(sizes))  # could it be read again?
 
     @classmethod
     def load(cls, path: str | Path) -> Tokens:
         """Read a ``.vtk`` file: onto the CPU, with as many columns as its longest row has tokens.
 
+        ``vistok.token_file.TokenFile`` reads single images, and what is left of damaged files.
+
         Raises:
             TokenFileError: it cannot be read, is no token file, is of a newer version, or is truncated or damaged.
         """
-        try:
-            return _deserialised(*_read_header(Path(path).read_bytes()))
-        except OSError as error:
-            raise TokenFileError(f"cannot read the token file {path}: {error}") from error
-        except VistokError as error:
-            raise TokenFileError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:  # whole, but written wrongly
-            raise TokenFileError(f"{path}: the header of this token file makes no sense ({error!r})") from error
+        from vistok.token_file import TokenFile
 
-    def _serialised(self) -> list[bytes]:
-        """The pieces of a file, in order."""
-        data, lengths = self._data.detach().cpu(), self.lengths.tolist()
-        if self.is_continuous:
-            if data.dtype == torch.float64:
-                raise VistokError("a token file holds fp16 or fp32 latents, got float64; convert them first")
-            values = data.float().numpy().astype(_FLOATS[self._kind])
-            rows = [values[row, :length].tobytes() for row, length in enumerate(lengths)]
-        else:
-            rows = _pack(data.numpy(), lengths, self._bits_per_token())
-        header = {name: getattr(self, name) for name in _NAMES} | {
-            "kind": self._kind,
-            "codebook_size": self.codebook_size,
-            "channels": self._channels,
-            "lengths": lengths,
-            "offsets": list(accumulate(map(len, rows), initial=0)),
-            "checksums": [zlib.crc32(row) for row in rows],
-        }
-        _check_expansion(lengths, self._kind, self._channels, header["offsets"][-1])
-        encoded = json.dumps(header, separators=(",", ":")).encode()
-        if len(encoded) > _MAX_HEADER_BYTES:
-            raise VistokError(f"{len(self)} rows are too many for one token file; split them over several")
-        start = _START.pack(_MAGIC, _VERSION, len(encoded))
-        return [start, _CHECKSUM.pack(zlib.crc32(encoded, zlib.crc32(start))), encoded, *rows]
+        with TokenFile.open(path) as file:
+            return file.read_all()
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -386,7 +322,7 @@ def _whole_numbers(values: Any, name: str, device: torch.device) -> Tensor:
     return tensor.to(device, torch.int64)
 
 
-def _checked_codebook(size: Any, continuous: bool) -> int | tuple[int, ...] | None:
+def checked_codebook(size: Any, continuous: bool) -> int | tuple[int, ...] | None:
     """A codebook size in plain integers, or an error."""
     if size is None:
         return None
@@ -400,100 +336,6 @@ def _checked_codebook(size: Any, continuous: bool) -> int | tuple[int, ...] | No
     return tuple(map(int, factors)) if several else int(size)
 
 
-def _product(codebook_size: int | tuple[int, ...]) -> int:
+def codebook_product(codebook_size: int | tuple[int, ...]) -> int:
+    """K, of a checked codebook size."""
     return math.prod(codebook_size) if isinstance(codebook_size, tuple) else codebook_size
-
-
-def _token_bits(kind: str, vocab_size: int | None, channels: int) -> int:
-    """Bits a token takes in a file: ceil(log2 K), exactly, or its floats."""
-    return (vocab_size - 1).bit_length() if kind == "ids" else channels * _FLOATS[kind].itemsize * 8
-
-
-def _chunks(num_rows: int, bits_per_row: int) -> Iterator[slice]:
-    """Slices of rows, few enough at a time that a byte for every bit takes little memory."""
-    step = max(1, _WORKING_BITS // max(1, bits_per_row))
-    return (slice(start, start + step) for start in range(0, num_rows, step))
-
-
-def _pack(ids: np.ndarray, lengths: Sequence[int], bits: int) -> list[bytes]:
-    """Packed rows of int64 [B, L]. As ids past a row's length are 0, a row that is cut to whole bytes ends in zeros."""
-    kind, columns, rows = _SHORT if bits <= 16 else _LONG, ids.shape[1], []
-    for chunk in _chunks(len(ids), columns * bits):
-        part = ids[chunk].astype(kind)
-        whole = np.unpackbits(part.reshape(-1).view(np.uint8)).reshape(*part.shape, kind.itemsize * 8)
-        unfolded = whole[:, :, kind.itemsize * 8 - bits :]  # [b, L, bits]
-        packed = np.packbits(unfolded.reshape(len(unfolded), columns * bits), axis=1)
-        rows += [row[: (length * bits + 7) // 8].tobytes() for row, length in zip(packed, lengths[chunk], strict=True)]
-    return rows
-
-
-def _unpack(rows: Sequence[bytes], lengths: Sequence[int], bits: int) -> np.ndarray:
-    """The inverse of ``_pack``: int64 [B, longest length], 0 past a row's length."""
-    kind, columns = _SHORT if bits <= 16 else _LONG, max(lengths, default=0)
-    ids, width = np.zeros((len(rows), columns), dtype=np.int64), (columns * bits + 7) // 8
-    for chunk in _chunks(len(rows) if width else 0, columns * bits):
-        packed = np.frombuffer(b"".join(row.ljust(width, b"\0") for row in rows[chunk]), dtype=np.uint8)
-        unfolded = np.unpackbits(packed.reshape(-1, width), axis=1, count=columns * bits)
-        whole = np.zeros((len(unfolded), columns, kind.itemsize * 8), dtype=np.uint8)
-        whole[:, :, kind.itemsize * 8 - bits :] = unfolded.reshape(-1, columns, bits)
-        ids[chunk] = np.packbits(whole).view(kind).reshape(-1, columns)
-    return ids
-
-
-def _read_header(content: bytes) -> tuple[dict[str, Any], memoryview]:
-    """The JSON header of a file, unharmed but not yet trusted, and what follows it."""
-    begin = _START.size + _CHECKSUM.size
-    if len(content) < begin or not content.startswith(_MAGIC):
-        raise TokenFileError("this is not a vistok token file (.vtk), or no more than the first bytes of one")
-    _, version, size = _START.unpack_from(content)
-    if version != _VERSION:
-        raise TokenFileError(
-            f"this token file has the format version {version}, and this vistok reads version {_VERSION}; "
-            "if it was written by a newer vistok, update"
-        )
-    if size > min(_MAX_HEADER_BYTES, len(content) - begin):
-        raise TokenFileError(f"this token file is truncated or damaged: a header of {size} bytes does not fit in it")
-    encoded = content[begin : begin + size]
-    checksum = zlib.crc32(encoded, zlib.crc32(content[: _START.size]))
-    if checksum != _CHECKSUM.unpack_from(content, _START.size)[0]:
-        raise TokenFileError("this token file is damaged: the checksum of its header does not match")
-    return json.loads(encoded), memoryview(content)[begin + size :]
-
-
-def _check_expansion(lengths: Sequence[int], kind: str, channels: int, num_bytes: int) -> None:
-    """Refuse tokens that take far more memory than bytes in a file."""
-    each = 8 if kind == "ids" else max(1, channels) * _FLOATS[kind].itemsize
-    memory = len(lengths) * max(lengths, default=0) * each
-    held = num_bytes + 16 * len(lengths)  # a row has its part of the header too
-    if memory > _FREE_BYTES + _MAX_EXPANSION * held:
-        raise VistokError(
-            f"{len(lengths)} rows padded to {max(lengths)} tokens would take {memory / 1e9:.3g} GB for {held} bytes "
-            "of tokens; a file holds rows of similar lengths"
-        )
-
-
-def _deserialised(header: dict[str, Any], body: memoryview) -> Tokens:
-    """Tokens from an untrusted header and the bytes after it."""
-    kind, channels = header["kind"], header["channels"]
-    lengths, offsets, checksums = header["lengths"], header["offsets"], header["checksums"]
-    if not all(type(value) is int and value >= 0 for value in (channels, *lengths, *offsets, *checksums)):
-        raise TokenFileError("the header of this token file gives something else than whole numbers")
-    codebook = _checked_codebook(header["codebook_size"], continuous=kind != "ids")
-    bits = _token_bits(kind, _product(codebook) if kind == "ids" else None, channels)
-    if offsets != list(accumulate(((length * bits + 7) // 8 for length in lengths), initial=0)):
-        raise TokenFileError("the header of this token file contradicts itself: offsets and lengths do not agree")
-    if offsets[-1] != len(body):
-        raise TokenFileError(f"this token file is truncated or damaged: {len(body)} of {offsets[-1]} bytes of tokens")
-    _check_expansion(lengths, kind, channels, len(body))
-    rows = [bytes(body[start:end]) for start, end in pairwise(offsets)]
-    for index, (row, checksum) in enumerate(zip(rows, checksums, strict=True)):
-        if zlib.crc32(row) != checksum:
-            raise TokenFileError(f"this token file is damaged: the checksum of row {index} does not match")
-    names = {name: header[name] for name in _NAMES}
-    if kind == "ids":
-        ids = torch.from_numpy(_unpack(rows, lengths, bits))
-        return Tokens(ids=ids, lengths=lengths, codebook_size=codebook, **names)
-    latents = np.zeros((len(rows), max(lengths, default=0), channels), dtype=_FLOATS[kind].newbyteorder("="))
-    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        latents[index, :length] = np.frombuffer(row, dtype=_FLOATS[kind]).reshape(length, channels)
-    return Tokens(latents=torch.from_numpy(latents), lengths=lengths, **names)

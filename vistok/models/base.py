@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -18,6 +21,11 @@ from vistok.config import from_dict, to_dict
 from vistok.errors import CheckpointError, VistokError
 from vistok.registry import ModelCard, cards
 from vistok.tokens import Tokens
+
+if TYPE_CHECKING:
+    from vistok.models.target import Target
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -211,17 +219,93 @@ class Tokenizer(PretrainedModel, ABC):
     def codebook_size(self) -> int | tuple[int, ...] | None:
         """Number of ids, or the factors of which it is the product, or None for continuous latents."""
 
-    @abstractmethod
-    def encode(self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None) -> Tokens:
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Tensor,
+        *,
+        length: int | Sequence[int] | Tensor | None = None,
+        target: Target | tuple[str, float] | None = None,
+        generator: torch.Generator | None = None,
+        decode_options: Mapping[str, Any] | None = None,
+    ) -> Tokens:
         """Turn images into tokens, without gradients.
 
         Args:
             images: float RGB in [0, 1], shape [B, 3, H, W]; H = W = ``image_size``.
-            length: keep only this many leading tokens; for ordered tokenizers.
+            length: keep only this many leading tokens, 1..``num_tokens``: one number, or one for each image. For ordered tokenizers.
+            target: keep the fewest leading tokens whose decoding reaches a quality: ``("psnr", 24.0)``, ``("lpips",
+                0.2)`` or a ``Target``. An image that does not reach it keeps all its tokens, and a warning is logged;
+                ``vistok.models.target.find_lengths`` tells which, and how the search works. For ordered tokenizers.
             generator: draws a continuous tokenizer's sample; None takes the mean.
+            decode_options: keyword arguments of ``decode`` while searching for the target.
+        Returns:
+            Tokens with ids [B, L] in [0, codebook_size), or latents, and lengths [B].
         Raises:
-            VistokError: wrong shape, type or values.
+            VistokError: wrong shape, type or values; a length or target that this tokenizer cannot have, or both.
         """
+        self.check_images(images)
+        lengths = self._checked_length(length, len(images))
+        if target is None:
+            if decode_options is not None:
+                raise VistokError("decode_options are for the search for a target; give target=, or leave them away")
+            tokens = self._encode_tokens(images, generator=generator, length=None if lengths is None else max(lengths))
+            return tokens if lengths is None else tokens.truncate(lengths)
+        if lengths is not None:
+            raise VistokError(f"either a length or a target is wanted, got length={length!r} and target={target!r}")
+        from vistok.models.target import Target, find_lengths
+
+        target = Target.parse(target)
+        if not self.ordered:
+            raise VistokError(f"{self._label} always gives {self.num_tokens} tokens, so it cannot have a target")
+        tokens = self._encode_tokens(images, generator=generator, length=None)
+        found = find_lengths(self, images, tokens, target, decode_options=decode_options)
+        if not found.reached.all():
+            missed = (~found.reached).nonzero()[:, 0].tolist()
+            logger.warning(
+                "%d of %d images do not reach %s %g with all their tokens and keep them: %s",
+                len(missed),
+                len(images),
+                target.name,
+                target.value,
+                missed[:10],
+            )
+        return tokens.truncate(found.lengths)
+
+    def _encode_tokens(self, images: Tensor, *, generator: torch.Generator | None, length: int | None) -> Tokens:
+        """A family's own encoding, of images that are checked.
+
+        Args:
+            images: [B, 3, H, W], of any device and float type.
+            generator: see ``encode``.
+            length: no more leading tokens than this are needed; a family may give more. None: all.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no _encode_tokens")
+
+    def _checked_length(self, length: int | Sequence[int] | Tensor | None, batch: int) -> list[int] | None:
+        """One length for each image, or None for all tokens."""
+        if length is None:
+            return None
+        values = length.tolist() if isinstance(length, Tensor) else length
+        one = not isinstance(values, Sequence) or isinstance(values, str)
+        lengths = [values] * batch if one else list(values)
+        if len(lengths) != batch or any(
+            isinstance(value, bool) or not isinstance(value, Integral) for value in lengths
+        ):
+            raise VistokError(f"length is one whole number, or one for each of {batch} images, got {length!r}")
+        if any(value != self.num_tokens for value in lengths) and not self.ordered:
+            raise VistokError(
+                f"{self._label} always gives {self.num_tokens} tokens, so length={length} cannot be had; "
+                "ordered tokenizers can be cut"
+            )
+        if not 1 <= min(lengths) <= max(lengths) <= self.num_tokens:
+            raise VistokError(f"{self._label} gives 1 to {self.num_tokens} tokens, so length={length} cannot be had")
+        return [int(value) for value in lengths]
+
+    @property
+    def _label(self) -> str:
+        """What errors call it."""
+        return self.name or self.family
 
     @abstractmethod
     def decode(self, tokens: Tokens, *, condition: Any = None, clamp: bool = True) -> Tensor:

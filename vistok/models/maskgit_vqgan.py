@@ -103,19 +103,15 @@ class MaskGitVqgan(Tokenizer):
         grid = math.isqrt(latents.shape[1])
         return self.decoder(latents.transpose(1, 2).unflatten(2, (grid, grid)).to(self.dtype))
 
-    @torch.no_grad()
-    def encode(self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None) -> Tokens:
-        """Images [B, 3, H, W] in [0, 1] to tokens with ids [B, h*w]; see ``Tokenizer.encode``."""
-        self.check_images(images)
+    def _encode_tokens(self, images: Tensor, *, generator: torch.Generator | None, length: int | None) -> Tokens:
         ids = self.quantizer(self.encode_latents(images.to(self.device, self.dtype))).ids
-        tokens = Tokens(
+        return Tokens(
             ids=ids,
             codebook_size=self.codebook_size,
             family=self.family,
             model=self.name,
             weight_hash=self.weight_hash(),
         )
-        return tokens if length is None else tokens.truncate(length)
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, *, condition: Any = None, clamp: bool = True) -> Tensor:

@@ -232,23 +232,14 @@ class TiTok(Tokenizer):
             latents = latents + self.linear.encode(images)
         return latents
 
-    @torch.no_grad()
-    def encode(self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None) -> Tokens:
-        """Images [B, 3, H, W] in [0, 1] to tokens; see ``Tokenizer.encode``."""
-        self.check_images(images)
-        if length is not None and not (self.ordered or length == self.num_tokens):
-            raise VistokError(
-                f"{self.name or self.family} always gives {self.num_tokens} tokens, so length={length} cannot be had; "
-                "ordered tokenizers can be cut"
-            )
+    def _encode_tokens(self, images: Tensor, *, generator: torch.Generator | None, length: int | None) -> Tokens:
         latents = self.encode_latents(images.to(self.device, self.dtype))
         names = {"family": self.family, "model": self.name, "weight_hash": self.weight_hash()}
         if self.continuous:
             posterior = self.quantizer(latents)
             values = posterior.mean if generator is None else posterior.sample(generator=generator)
             return Tokens(ids=None, latents=values, **names)
-        tokens = Tokens(ids=self.quantizer(latents).ids, codebook_size=self.codebook_size, **names)
-        return tokens if length is None else tokens.truncate(length)
+        return Tokens(ids=self.quantizer(latents).ids, codebook_size=self.codebook_size, **names)
 
     # From tokens to images.
 

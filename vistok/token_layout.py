@@ -1,0 +1,353 @@
+"""How one image is stored in a ``.vtk`` file, so that any beginning of its bytes gives its first tokens.
+
+An image is a record::
+
+    length + 1 (varint) | block | check u16 | block | check u16 | ...
+
+The blocks hold the tokens up to the 8th, the 16th, the 32nd, ... and the last one: early tokens
+matter most, and long images pay little. Their check is a CRC-16 of all bytes of the record before
+it (without the earlier checks), started from the header's CRC-32; so it tells every flip of one or two bits
+in 4 kB, every odd number of flips, and other damage with 65,535 in 65,536.
+
+With entropy coding a record is ``length + 1 (varint) | bytes (varint) | bytes of the range coder``,
+with the checks, of the ids and the length, coded among the tokens.
+
+A valid prefix is the tokens of all leading blocks that are there and match their check.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from vistok.entropy import CheckSums, FrequencyTable, table_from_header
+from vistok.errors import TokenFileError, VistokError
+from vistok.token_packing import FLOATS, pack, token_bits, unpack
+from vistok.tokens import Tokens, checked_codebook, codebook_product
+
+NAMES = ("family", "model", "weight_hash")
+FIRST_BLOCK = 8  # tokens; a multiple of 8, so that blocks of any number of bits begin with a byte
+END_OF_RECORDS = b"\0"
+_CHECK_BYTES = 2
+_MAX_LENGTH = 1 << 40
+_MAX_CODED_LENGTH = 1 << 20
+# A token of a one-word codebook takes no bits, so a few bytes could ask for any amount of memory.
+_FREE_TOKENS = 1 << 22
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """What all images of a file have in common.
+
+    Attributes:
+        kind: ``ids``, ``fp32`` or ``fp16``.
+        codebook_size: of ids.
+        channels: C of latents, 0 for ids.
+        family, model, weight_hash: of the tokenizer.
+        frequencies: what ids are entropy-coded with; None if they are only packed.
+        seed: what checks start from.
+    """
+
+    kind: str
+    codebook_size: int | tuple[int, ...] | None
+    channels: int = 0
+    family: str = ""
+    model: str = ""
+    weight_hash: str = ""
+    frequencies: FrequencyTable | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, tokens: Tokens, frequencies: FrequencyTable | None = None) -> TokenLayout:
+        """The layout that a file of these tokens has.
+
+        Raises:
+            VistokError: they cannot be stored: float64 latents, an unknown codebook, or not that of the frequencies.
+        """
+        if tokens.is_continuous and tokens.latents.dtype == torch.float64:
+            raise VistokError("a token file holds fp16 or fp32 latents, got float64; convert them first")
+        size = None if tokens.is_continuous else tokens.codebook_size
+        if not tokens.is_continuous:
+            _ = tokens.vocab_size  # an error where it is unknown
+        if frequencies is not None:
+            levels = size if isinstance(size, tuple) else (size,)
+            if frequencies.levels != levels:
+                came = "continuous latents" if size is None else f"the codebook {size}"
+                raise VistokError(f"these frequencies are for the levels {frequencies.levels}, got {came}")
+        names = {name: getattr(tokens, name) for name in NAMES}
+        return cls(tokens.kind, size, tokens.channels, **names, frequencies=frequencies)
+
+    # The header.
+
+    def header(self, *, embed: bool = True) -> dict[str, Any]:
+        """What the file's header says.
+
+        Args:
+            embed: put the frequencies in; else only their hash.
+        """
+        out = {"kind": self.kind, "codebook_size": self.codebook_size, "channels": self.channels}
+        out |= {name: getattr(self, name) for name in NAMES}
+        if self.frequencies is not None:
+            table = self.frequencies
+            where = {"groups": table.num_groups, "table": table.to_text()} if embed else {"hash": table.hash}
+            out["entropy"] = {"kind": "static", **where}
+        return out
+
+    @classmethod
+    def from_header(cls, encoded: bytes, seed: int, frequencies: FrequencyTable | None) -> TokenLayout:
+        """The layout that an undamaged, but untrusted header describes."""
+        header = json.loads(encoded)
+        kind, channels = header["kind"], header["channels"]
+        codebook = checked_codebook(header["codebook_size"], continuous=kind != "ids")
+        names = {name: header[name] for name in NAMES}
+        whole = type(channels) is int and 0 <= channels < 1 << 32
+        if not whole or kind not in ("ids", *FLOATS) or (kind == "ids" and codebook is None):
+            raise TokenFileError("the header of this token file contradicts itself")
+        if not all(isinstance(name, str) for name in names.values()):
+            raise TokenFileError("the names in the header of this token file are no text")
+        table = None
+        if header.get("entropy") is not None:
+            if kind != "ids":
+                raise TokenFileError("the header of this token file gives frequencies for latents")
+            levels = codebook if isinstance(codebook, tuple) else (codebook,)
+            table = table_from_header(header["entropy"], levels, frequencies)
+        return cls(kind, codebook, channels, **names, frequencies=table, seed=seed)
+
+    @property
+    def bits_per_token(self) -> int:
+        """Of a token that is packed."""
+        size = None if self.codebook_size is None else codebook_product(self.codebook_size)
+        return token_bits(self.kind, size, self.channels)
+
+    def with_seed(self, seed: int) -> TokenLayout:
+        """The same layout with other checks."""
+        return replace(self, seed=seed)
+
+    # Records.
+
+    def encode(self, tokens: Tokens) -> list[bytes]:
+        """The record of each row."""
+        lengths = tokens.lengths.tolist()
+        if self.frequencies is not None:
+            ids = tokens.ids.cpu().numpy()
+            return [self._encode_coded(row[:length]) for row, length in zip(ids, lengths, strict=True)]
+        if self.kind == "ids":
+            rows = pack(tokens.ids.cpu().numpy(), lengths, self.bits_per_token)
+        else:
+            values = tokens.latents.detach().float().cpu().numpy().astype(FLOATS[self.kind])
+            rows = [values[row, :length].tobytes() for row, length in enumerate(lengths)]
+        return [self._with_checks(row, length) for row, length in zip(rows, lengths, strict=True)]
+
+    def record_bytes(self, lengths: Sequence[int]) -> list[int]:
+        """Bytes of packed records of these lengths, without entropy coding."""
+        bits = self.bits_per_token
+        return [
+            len(_varint(length + 1)) + (length * bits + 7) // 8 + _CHECK_BYTES * len(block_ends(length))
+            for length in lengths
+        ]
+
+    def decode(self, records: Sequence[bytes]) -> Tokens:
+        """Tokens of whole records.
+
+        Raises:
+            TokenFileError: one is damaged, or has too few or too many bytes.
+        """
+        parts: list[np.ndarray] = []
+        for number, record in enumerate(records):
+            length, values, used, _ = self._parse(record)
+            if len(values) != length or used != len(record):
+                raise TokenFileError(f"image {number} is damaged: {len(values)} of {length} tokens match their checks")
+            parts.append(values)
+        return self._to_tokens(parts)
+
+    def decode_plain(self, rows: Sequence[bytes], lengths: Sequence[int]) -> Tokens:
+        """Tokens of rows that are packed without checks, as files of version 1 hold them."""
+        parts = []
+        for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            values, valid = self._values(row, length)
+            if not valid:
+                raise TokenFileError(f"image {number} has ids outside the codebook")
+            parts.append(values)
+        return self._to_tokens(parts)
+
+    def decode_prefix(self, data: bytes | bytearray | memoryview, *, damaged: str = "error") -> Tokens:
+        """One image, as far as its bytes go: the tokens of all leading blocks that are there and whole.
+
+        Args:
+            data: the first bytes of a record, or all of it; what follows the record is not read.
+            damaged: what a block gets that is there but does not match its check: ``error``, or ``prefix`` for
+                the tokens before it.
+        Returns:
+            one row; of length 0 if not even the first block is there.
+        Raises:
+            TokenFileError: damaged, with ``damaged="error"``.
+        """
+        if damaged not in ("error", "prefix"):
+            raise VistokError(f"damaged is 'error' or 'prefix', got {damaged!r}")
+        _, values, _, is_damaged = self._parse(bytes(data))
+        if is_damaged and damaged == "error":
+            raise TokenFileError(
+                f"these bytes are damaged after {len(values)} tokens; damaged='prefix' gives the tokens before that"
+            )
+        return self._to_tokens([values])
+
+    def scan(self, data: bytes) -> Iterator[Tokens]:
+        """The images of records that follow each other, up to the first that is cut or damaged, of which the
+        valid prefix comes last (unless it is empty)."""
+        place = 0
+        while place < len(data) and data[place : place + 1] != END_OF_RECORDS:
+            length, values, used, _ = self._parse(data[place : place + self._most_bytes(data, place)])
+            whole = used > 0 and len(values) == length
+            if whole or len(values):
+                yield self._to_tokens([values])
+            if not whole:
+                return
+            place += used
+
+    def _most_bytes(self, data: bytes, place: int) -> int:
+        """How many bytes from ``place`` on are enough for one record, so that not all of them are copied for each."""
+        length, used = _read_varint(data[place : place + 10])
+        if not used:
+            return len(data)
+        if self.frequencies is not None:
+            size, more = _read_varint(data[place + used : place + used + 10])
+            return used + more + size if more else len(data)
+        return used + (length * self.bits_per_token + 7) // 8 + _CHECK_BYTES * len(block_ends(min(length, _MAX_LENGTH)))
+
+    def _with_checks(self, row: bytes, length: int) -> bytes:
+        start = _varint(length + 1)
+        check = binascii.crc_hqx(start, self.seed & 0xFFFF)
+        parts, place = [start], 0
+        for end in block_ends(length):
+            last = (end * self.bits_per_token + 7) // 8
+            block = row[place:last]
+            check = binascii.crc_hqx(block, check)
+            parts += [block, check.to_bytes(_CHECK_BYTES, "big")]
+            place = last
+        return b"".join(parts)
+
+    def _encode_coded(self, ids: np.ndarray) -> bytes:
+        if len(ids) > _MAX_CODED_LENGTH:
+            raise VistokError(f"entropy coding takes at most {_MAX_CODED_LENGTH} tokens an image, got {len(ids)}")
+        start = _varint(len(ids) + 1)
+        checks = CheckSums(binascii.crc_hqx(start, self.seed & 0xFFFF))
+        coded = self.frequencies.encode(ids, block_ends(len(ids)), checks)
+        return start + _varint(len(coded)) + coded
+
+    def _parse(self, data: bytes) -> tuple[int, np.ndarray, int, bool]:
+        """A record or its beginning.
+
+        Returns:
+            the announced length (-1 if not even that is there); the values of the valid prefix; the bytes of the
+            record if it is whole, else 0; and whether it is damaged.
+        """
+        announced, used = _read_varint(data)
+        nothing = self._no_values()
+        if not used:
+            return -1, nothing, 0, len(data) >= 10
+        length = announced - 1
+        if length < 0:
+            return length, nothing, 0, True
+        if self.frequencies is not None:
+            return self._parse_coded(data, length, used)
+        bits = self.bits_per_token
+        if not 0 <= length < _MAX_LENGTH or (bits == 0 and length > _FREE_TOKENS):
+            return length, nothing, 0, True
+        check = binascii.crc_hqx(data[:used], self.seed & 0xFFFF)
+        blocks, place, whole, is_damaged, done = [], used, 0, False, 0
+        for end in block_ends(length):
+            size = (end * bits + 7) // 8 - (whole * bits + 7) // 8
+            block = data[place : place + size]
+            stored = data[place + size : place + size + _CHECK_BYTES]
+            if len(block) < size or len(stored) < _CHECK_BYTES:
+                break
+            check = binascii.crc_hqx(block, check)
+            if stored != check.to_bytes(_CHECK_BYTES, "big"):
+                is_damaged = True
+                break
+            blocks.append(block)
+            place, whole, done = place + size + _CHECK_BYTES, end, done + 1
+        complete = done == len(block_ends(length))
+        values, valid = self._values(b"".join(blocks), whole)
+        return length, values, place if complete and valid else 0, is_damaged or not valid
+
+    def _parse_coded(self, data: bytes, length: int, used: int) -> tuple[int, np.ndarray, int, bool]:
+        size, more = _read_varint(data[used : used + 10])
+        if length > _MAX_CODED_LENGTH:
+            return length, self._no_values(), 0, True
+        if not more:
+            return length, self._no_values(), 0, len(data) >= used + 10
+        begin = used + more
+        coded = data[begin : begin + size]
+        checks = CheckSums(binascii.crc_hqx(data[:used], self.seed & 0xFFFF))
+        complete = len(coded) == size
+        ends = block_ends(length)
+        ids, is_damaged = self.frequencies.decode(coded, ends, checks, complete=complete)
+        return length, ids, begin + size if complete and len(ids) == length and not is_damaged else 0, is_damaged
+
+    def _no_values(self) -> np.ndarray:
+        return self._values(b"", 0)[0]
+
+    def _values(self, raw: bytes, length: int) -> tuple[np.ndarray, bool]:
+        """Ids [L] or latents [L, C] out of their bytes, and whether all ids are in the codebook."""
+        if self.kind == "ids":
+            ids = unpack([raw], [length], self.bits_per_token)[0]
+            valid = not length or int(ids.max()) < codebook_product(self.codebook_size)
+            return (ids, True) if valid else (ids[:0], False)
+        dtype = FLOATS[self.kind]
+        return np.frombuffer(raw, dtype=dtype).reshape(length, self.channels).astype(dtype.newbyteorder("=")), True
+
+    def _to_tokens(self, rows: list[np.ndarray]) -> Tokens:
+        lengths = [len(row) for row in rows]
+        names = {name: getattr(self, name) for name in NAMES}
+        shape = (len(rows), max(lengths, default=0))
+        if self.kind == "ids":
+            ids = np.zeros(shape, dtype=np.int64)
+            for row, values in enumerate(rows):
+                ids[row, : len(values)] = values
+            return Tokens(torch.from_numpy(ids), lengths=lengths, codebook_size=self.codebook_size, **names)
+        latents = np.zeros((*shape, self.channels), dtype=FLOATS[self.kind].newbyteorder("="))
+        for row, values in enumerate(rows):
+            latents[row, : len(values)] = values
+        return Tokens(latents=torch.from_numpy(latents), lengths=lengths, **names)
+
+
+def block_ends(length: int) -> list[int]:
+    """Where the blocks of an image of this many tokens end: 8, 16, 32, ..., length. One (empty) block at least."""
+    ends, end = [], FIRST_BLOCK
+    while end < length:
+        ends.append(end)
+        end *= 2
+    return [*ends, length]
+
+
+def header_seed(start: bytes, encoded: bytes) -> int:
+    """The CRC-32 of a file's first fields and header."""
+    return zlib.crc32(encoded, zlib.crc32(start))
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; the top bit says that more follow."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: bytes) -> tuple[int, int]:
+    """The number and its bytes; (0, 0) if its end is not there."""
+    value = 0
+    for used, byte in enumerate(data[:10]):
+        value |= (byte & 0x7F) << 7 * used
+        if byte < 0x80:
+            return value, used + 1
+    return 0, 0
