@@ -395,7 +395,7 @@ def test_fresh_models_predict_nothing_and_then_learn() -> None:
         (lambda m, t: m.encode(torch.rand(1, 3, 8, 8)), r"takes images \[B, 3, 16, 16\], got \[1, 3, 8, 8\]"),
         (lambda m, t: m.encode(pictures(1), length=0), "1 to 12 tokens, so length=0"),
         (lambda m, t: m.encode(pictures(1), length=13), "length=13"),
-        (lambda m, t: m.encode(pictures(1), length=2.5), r"length=2\.5"),
+        (lambda m, t: m.encode(pictures(1), length=2.5), r"got 2\.5"),
         (lambda m, t: m.decode(t.ids), "takes vistok.Tokens"),
         (lambda m, t: m.decode(t, condition=torch.zeros(1)), "takes no condition"),
         (lambda m, t: m.decode(t, steps=0), "steps=0"),

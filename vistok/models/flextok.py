@@ -280,22 +280,9 @@ class FlexTok(Tokenizer):
 
     # From images to tokens.
 
-    @torch.no_grad()
-    def encode(self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None) -> Tokens:
-        """Images [B, 3, H, W] in [0, 1] to ordered ids.
-
-        Args:
-            images: float RGB in [0, 1], of this model's size.
-            length: how many leading tokens, 1..num_tokens; fewer take less time. None gives all.
-            generator: draws samples of the autoencoder's posterior, as published encoding does; None takes its mean.
-        Raises:
-            VistokError: wrong images or length.
-        """
-        self.check_images(images)
-        if length is not None and not (isinstance(length, int) and 1 <= length <= self.num_tokens):
-            raise VistokError(f"{self._label} gives 1 to {self.num_tokens} tokens, so length={length!r} cannot be had")
-        if length not in (None, self.num_tokens) and not self.ordered:
-            raise VistokError(f"{self._label} always gives {self.num_tokens} tokens (nested_dropout is none)")
+    def _encode_tokens(self, images: Tensor, *, generator: torch.Generator | None, length: int | None) -> Tokens:
+        # Published encoding samples the autoencoder's posterior, as a generator asks for; later registers are not
+        # computed where they are not wanted.
         latents = self.to_latents(images.to(self.device), generator=generator)
         registers = self._registers(latents, length)
         return Tokens(
@@ -627,10 +614,6 @@ class FlexTok(Tokenizer):
             f"{self._label} was built for maps of {height}x{width} pixels, which are not square: use to_latents and "
             "the parts of the model"
         )
-
-    @property
-    def _label(self) -> str:
-        return self.name or self.family
 
     @property
     def _map_shape(self) -> tuple[int, int, int]:

@@ -63,14 +63,7 @@ class KlVae(Tokenizer):
     def codebook_size(self) -> None:
         return None
 
-    @torch.no_grad()
-    def encode(self, images: Tensor, *, length: int | None = None, generator: torch.Generator | None = None) -> Tokens:
-        """Images [B, 3, H, W] in [0, 1] to latents [B, h*w, C]; see ``Tokenizer.encode``."""
-        self.check_images(images)
-        if length not in (None, self.num_tokens):
-            raise VistokError(
-                f"{self.name or self.family} always gives {self.num_tokens} tokens, so length={length} cannot be had"
-            )
+    def _encode_tokens(self, images: Tensor, *, generator: torch.Generator | None, length: int | None) -> Tokens:
         mean, logvar = self.vae.moments(images.to(self.device))
         latents = mean if generator is None else sample_posterior(mean, logvar, generator=generator)
         names = {"family": self.family, "model": self.name, "weight_hash": self.weight_hash()}
@@ -81,10 +74,10 @@ class KlVae(Tokenizer):
         """Latents to images [B, 3, H, W]; see ``Tokenizer.decode``."""
         self.check_tokens(tokens)
         if condition is not None:
-            raise VistokError(f"{self.name or self.family} takes no condition")
+            raise VistokError(f"{self._label} takes no condition")
         if tokens.latents.shape[2] != self.config.network.latent_channels:
             raise VistokError(
-                f"{self.name or self.family} decodes latents of {self.config.network.latent_channels} channels, "
+                f"{self._label} decodes latents of {self.config.network.latent_channels} channels, "
                 f"got {tokens.latents.shape[2]}"
             )
         latents = tokens.latents.to(self.device).transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
