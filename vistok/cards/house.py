@@ -52,7 +52,7 @@ CARDS = (
             "decoder": {"width": 128, "depth": 4, "head_dim": 32},
             "max_timestep": 1.0,
             "null_probability": 0.1,
-            "sampling": {"steps": 5, "guidance": 1.0, "apg": False},
+            "sampling": {"steps": 2, "guidance": 1.0, "apg": False},
         },
         licence="Apache-2.0",
         preprocessing=_PREPROCESSING,
