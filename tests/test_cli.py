@@ -29,7 +29,19 @@ from vistok.registry import list_models
 from vistok.token_file import TokenFile, TokenWriter
 from vistok.tokens import Tokens
 
-COMMANDS = ("models", "info", "convert", "reconstruct", "encode", "decode", "train", "eval recon", "doctor", "demo")
+COMMANDS = (
+    "models",
+    "info",
+    "convert",
+    "reconstruct",
+    "encode",
+    "decode",
+    "train",
+    "eval recon",
+    "eval curve",
+    "doctor",
+    "demo",
+)
 TRAIN = """\
 name: tiny
 steps: 2

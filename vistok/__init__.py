@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "TokenFile": "vistok.token_file",
+    "TokenWriter": "vistok.token_file",
     "Tokens": "vistok.tokens",
     "VistokError": "vistok.errors",
     "create_model": "vistok.hub",
+    "evaluate_curve": "vistok.metrics.curve",
     "evaluate_reconstruction": "vistok.metrics.reconstruction",
     "from_pretrained": "vistok.hub",
     "get_card": "vistok.registry",
@@ -31,10 +34,12 @@ if TYPE_CHECKING:
     from vistok.data import load_images, open_source
     from vistok.errors import VistokError
     from vistok.hub import create_model, from_pretrained
+    from vistok.metrics.curve import evaluate_curve
     from vistok.metrics.reconstruction import evaluate_reconstruction
     from vistok.registry import get_card, list_models
     from vistok.report.grid import save_image
     from vistok.search import search
+    from vistok.token_file import TokenFile, TokenWriter
     from vistok.tokens import Tokens
     from vistok.training import train
 

@@ -161,6 +161,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_reconstruction_arguments(sub, model_help=_MODEL_HELP, data_help=_DATA_HELP)
 
+    sub = _command(
+        measures,
+        "curve",
+        _eval_curve,
+        "quality against tokens and bytes, beside JPEG, WebP and AVIF",
+        "vistok eval curve --model runs/a/final --model runs/b/final --data emoji: --out outputs/curve",
+    )
+    from vistok.report.curve_command import add_curve_arguments
+
+    add_curve_arguments(sub, model_help=_MODEL_HELP, data_help=_DATA_HELP)
+
     sub = _command(commands, "doctor", _doctor, "check this installation", "vistok doctor")
 
     sub = _command(
@@ -530,6 +541,12 @@ def _eval_recon(args: argparse.Namespace) -> dict[str, Any]:
     from vistok.metrics.command import run_reconstruction
 
     return run_reconstruction(args, device=_device(args.device), say=lambda text: _say(args, text))
+
+
+def _eval_curve(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.report.curve_command import run_curve
+
+    return run_curve(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
 
 
 def _doctor(args: argparse.Namespace) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Lite0Distance(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The distance of each pair: two [B, 3, H, W] in [0, 1] -> [B], 0 to 4; 0 for equal images."""
+        """The distance of each pair, 0 (equal) to 4: [B, 3, H, W] in [0, 1], and as many or one for all -> [B]."""
         a, b = (_unit(self.network(image)) for image in (x, y))
         return (a - b).square().sum(dim=-1).mean(dim=(1, 2))
 

@@ -20,6 +20,7 @@ _EXPORTS = {
     "get_protocol": "vistok.metrics.protocols",
     "list_protocols": "vistok.metrics.protocols",
     "register_protocol": "vistok.metrics.protocols",
+    "evaluate_curve": "vistok.metrics.curve",
     "evaluate_reconstruction": "vistok.metrics.reconstruction",
     "format_table": "vistok.metrics.result",
     "save_result": "vistok.metrics.result",
@@ -28,6 +29,7 @@ __all__ = list(_EXPORTS)
 
 if TYPE_CHECKING:
     from vistok.metrics.codebook import CodebookUsage as CodebookUsage
+    from vistok.metrics.curve import evaluate_curve as evaluate_curve
     from vistok.metrics.features import FeatureExtractor as FeatureExtractor
     from vistok.metrics.features import create_extractor as create_extractor
     from vistok.metrics.frechet import FeatureStats as FeatureStats

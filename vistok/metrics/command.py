@@ -60,7 +60,7 @@ def run_reconstruction(
     from vistok.models.base import Tokenizer
 
     protocol = get_protocol(args.protocol)  # before the model is loaded: a typing error should not take minutes
-    source, split = _open(args.data, args.split)
+    source, split = open_evaluated(args.data, args.split)
     model = from_pretrained(args.model, device=device)
     if not isinstance(model, Tokenizer):
         raise VistokError(f"{args.model} is a {type(model).__name__}, and only tokenizers reconstruct")
@@ -87,7 +87,8 @@ def run_reconstruction(
     return result
 
 
-def _open(spec: str, split: str | None) -> tuple[ImageSource, str]:
+def open_evaluated(spec: str, split: str | None) -> tuple[ImageSource, str]:
+    """A source and its split: the one asked for, else what is held out, else all."""
     from vistok.data.sources import NoValSplitError, open_source
 
     if split is not None:

@@ -113,7 +113,7 @@ def evaluate_reconstruction(
     indices = [place * len(source) // count for place in range(count)]
     condition = None
     if tokenizer.conditional:
-        condition = main_first(lambda: _Condition(tokenizer, source, caption, text_encoder), accelerator)
+        condition = main_first(lambda: Condition(tokenizer, source, caption, text_encoder), accelerator)
     run = _Run(tokenizer, protocol, length, instruments, condition, count)
     rank, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     share = _Share(source, indices, range(rank, count, processes), tokenizer.image_size, protocol)
@@ -187,7 +187,7 @@ def _collate(batch: list[tuple[int, Tensor | None]]) -> tuple[int, list[int], Te
     return len(batch), [place for place, _ in read], images
 
 
-class _Condition:
+class Condition:
     """Captions of pictures, encoded for a conditional tokenizer."""
 
     def __init__(
@@ -229,7 +229,7 @@ class _Run:
         protocol: Protocol,
         length: int | None,
         instruments: Instruments,
-        condition: _Condition | None,
+        condition: Condition | None,
         count: int,
     ) -> None:
         self.tokenizer, self.protocol, self.length, self.condition = tokenizer, protocol, length, condition

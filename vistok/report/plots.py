@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 import numpy as np
 
 from vistok.errors import VistokError
 
-_COLOURS = ("#3b82f6", "#e5572c", "#1f9d60", "#a855f7", "#c28a0c", "#0d9fb8")
+COLOURS = ("#3b82f6", "#e5572c", "#1f9d60", "#a855f7", "#c28a0c", "#0d9fb8")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 18, 34, 46
 _LEGEND_LINE, _LETTER = 19, 6.6  # pixels: a row of the legend, and a letter of it
 _MOST_POINTS = 800  # a line has no more; neighbours are averaged
@@ -23,6 +24,45 @@ _NOISY = 60  # a line of more points also gets its running mean, if asked for
 
 class Svg(str):
     """SVG markup made by this module: what a page takes in without escaping it."""
+
+
+@dataclass(frozen=True)
+class AxisTicks:
+    """Ticks of both axes, and where values lie between the axes' ends (0 to 1)."""
+
+    x: list[float]
+    y: list[float]
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    log_x: bool
+
+    @property
+    def x_first(self) -> float:
+        """The left end."""
+        return self.x_range[0]
+
+    @property
+    def y_first(self) -> float:
+        """The lower end."""
+        return self.y_range[0]
+
+    def position(self, x: float, y: float) -> tuple[float, float]:
+        """A point between the axes."""
+        place, ends = (math.log10(x), map(math.log10, self.x_range)) if self.log_x else (x, self.x_range)
+        left, right = ends
+        low, high = self.y_range
+        across = 0.5 if right == left else (place - left) / (right - left)
+        return across, 0.5 if high == low else (y - low) / (high - low)
+
+
+def axis_ticks(points: Sequence[tuple[float, float]], *, log_x: bool) -> AxisTicks:
+    """Axes around points, as ``line_plot`` has them."""
+    if not points:
+        return AxisTicks([], [], (0.0, 1.0), (0.0, 1.0), False)
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    margin = 0.05 * (max(ys) - min(ys))
+    y_range = (min(ys) - margin, max(ys) + margin)
+    return AxisTicks(_x_ticks(xs, log_x=log_x), _ticks(*y_range), (min(xs), max(xs)), y_range, log_x)
 
 
 class _Axes:
@@ -61,13 +101,17 @@ class _Axes:
             out.append(
                 f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" opacity="0.13"/>'
             )
-            out.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end" opacity="0.8">{_number(value)}</text>')
+            out.append(
+                f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end" opacity="0.8">{format_number(value)}</text>'
+            )
         for value in x_ticks:
             x = self.x(value)
             out.append(
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}" stroke="currentColor" opacity="0.6"/>'
             )
-            out.append(f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle" opacity="0.8">{_number(value)}</text>')
+            out.append(
+                f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle" opacity="0.8">{format_number(value)}</text>'
+            )
         out.append(f'<line x1="{_LEFT}" x2="{right}" y1="{base}" y2="{base}" stroke="currentColor" opacity="0.6"/>')
         middle = (_LEFT + right) / 2
         out.append(f'<text x="{middle:.0f}" y="{self.height - 8}" text-anchor="middle">{escape(x_label)}</text>')
@@ -101,7 +145,7 @@ def line_plot(
     Raises:
         VistokError: xs and ys of different lengths.
     """
-    lines = {name: _points(name, xs, ys, log_x=log_x) for name, (xs, ys) in series.items()}
+    lines = {name: plot_points(name, xs, ys, log_x=log_x) for name, (xs, ys) in series.items()}
     flat = [point for line in lines.values() for point in line]
     legend, top = _legend(list(lines), size[0]) if len(lines) > 1 else ([], _TOP)
     if not flat:
@@ -115,7 +159,7 @@ def line_plot(
     axes = _Axes((min(xs), max(xs)), (min(ys) - margin, max(ys) + margin), size, log_x=log_x, top=top)
     out = axes.frame(title, x_label, y_label, _x_ticks(xs, log_x=log_x)) + legend
     for number, line in enumerate(lines.values()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         noisy = smooth and len(line) > _NOISY
         out.append(_polyline(_thinned(line), axes, colour, width=1.2 if noisy else 2.0, opacity=0.35 if noisy else 1.0))
         if noisy:
@@ -123,7 +167,7 @@ def line_plot(
         if markers:
             out += [
                 f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3.5" fill="{colour}">'
-                f"<title>{_number(x)}: {_number(y)}</title></circle>"
+                f"<title>{format_number(x)}: {format_number(y)}</title></circle>"
                 for x, y in line
             ]
     return _svg(out, size, title)
@@ -165,12 +209,13 @@ def _bars(
         top, bottom = sorted((axes.y(value), axes.y(0.0)))
         out.append(
             f'<rect x="{left:.2f}" y="{top:.1f}" width="{max(0.5, right - left - gap):.2f}" height="{bottom - top:.1f}" '
-            f'fill="{_COLOURS[0]}"><title>{_number(value)}</title></rect>'
+            f'fill="{COLOURS[0]}"><title>{format_number(value)}</title></rect>'
         )
     return _svg(out, size, title)
 
 
-def _points(name: str, xs: Sequence[float], ys: Sequence[float], *, log_x: bool) -> list[tuple[float, float]]:
+def plot_points(name: str, xs: Sequence[float], ys: Sequence[float], *, log_x: bool) -> list[tuple[float, float]]:
+    """The points of a line that can be drawn."""
     if len(xs) != len(ys):
         raise VistokError(f"the line {name!r} has {len(xs)} x values and {len(ys)} y values")
     pairs = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
@@ -211,7 +256,7 @@ def _legend(names: list[str], width: int) -> tuple[list[str], int]:
         needed = 22 + _LETTER * len(name) + 14
         if x > _LEFT and x + needed > width - _RIGHT:
             x, y = float(_LEFT), y + _LEGEND_LINE
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         out.append(f'<rect x="{x:.0f}" y="{y - 6}" width="14" height="4" rx="2" fill="{colour}"/>')
         out.append(f'<text x="{x + 20:.0f}" y="{y}">{escape(name)}</text>')
         x += needed
@@ -242,7 +287,7 @@ def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def _number(value: float) -> str:
+def format_number(value: float) -> str:
     """Short: no digits that floating-point arithmetic made up, thousands set apart."""
     rounded = float(f"{value:.6g}")
     return f"{rounded:,.0f}" if rounded == int(rounded) and abs(rounded) < 1e7 else f"{rounded:g}"
