@@ -17,13 +17,16 @@ from torch import Tensor
 from vistok.config import embedded_config, load_config
 from vistok.data import load_images, open_source
 from vistok.hub import from_pretrained
+from vistok.metrics.curve import evaluate_curve
 from vistok.metrics.pixel import psnr
 from vistok.metrics.reconstruction import evaluate_reconstruction
 from vistok.metrics.result import save_result
+from vistok.report.curve import curve_plots, curve_remarks
 from vistok.report.grid import image_grid, save_image
 from vistok.report.html import Page
 from vistok.report.plots import bar_plot, line_plot
-from vistok.report.reconstruction import default_lengths, reconstruction_grid
+from vistok.report.reconstruction import default_lengths
+from vistok.report.strip import length_strip
 from vistok.search import search
 from vistok.training import TrainConfig, train
 
@@ -66,14 +69,14 @@ def run_demo(out: str | Path, *, quick: bool = False) -> dict[str, Any]:
 
     tokenizer_run = timed("train a tokenizer", _train, "titok/tiny.yaml", out, quick)
     tokenizer = from_pretrained(tokenizer_run / "final")
-    numbers = timed("measure it on held-out pictures", _measure, tokenizer, out)
+    numbers, curve = timed("measure it on held-out pictures", _measure, tokenizer, out)
     generator_run = timed(
         "train a generator", _train, "digit_ar/tiny.yaml", out, quick, [f"loss.tokenizer={tokenizer_run / 'final'}"]
     )
     generator = from_pretrained(generator_run / "final")
     samples = timed("generate, and search", _sample, generator, tokenizer, out, quick)
     pictures = timed("write the report", _pictures, tokenizer, out)
-    _report(out, tokenizer, generator, tokenizer_run, generator_run, numbers, samples, pictures, seconds)
+    _report(out, tokenizer, generator, tokenizer_run, generator_run, numbers, curve, samples, pictures, seconds)
     total = sum(seconds.values())
     print(f"wrote {out / 'report.html'} after {total:.0f} seconds; open it in a browser")
     return {"report": str(out / "report.html"), "seconds": seconds, "metrics": numbers, "samples": samples["facts"]}
@@ -88,8 +91,8 @@ def _train(name: str, out: Path, quick: bool, overrides: list[str] | None = None
     return train(config).folder
 
 
-def _measure(tokenizer: Any, out: Path) -> list[dict[str, Any]]:
-    """Reconstruction of the held-out smileys at every length of the report."""
+def _measure(tokenizer: Any, out: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Reconstruction of the held-out smileys at the lengths of the report, and quality against bytes beside image codecs."""
     source = open_source(DATA, split="val")
     results = [
         # Twenty pictures say nothing about a distance between distributions, so none is measured.
@@ -98,7 +101,9 @@ def _measure(tokenizer: Any, out: Path) -> list[dict[str, Any]]:
     ]
     for result in results:
         save_result(result, out / f"reconstruction_{result['tokens_per_image']:.0f}.json")
-    return results
+    curve = evaluate_curve({tokenizer.name: tokenizer}, source, perceptual="none", progress=False)
+    save_result(curve, out / "curve.json")
+    return results, curve
 
 
 def _sample(generator: Any, tokenizer: Any, out: Path, quick: bool) -> dict[str, Any]:
@@ -139,15 +144,15 @@ def _sample_grid(images: Tensor, conditions: list[str]) -> Any:
 
 
 def _pictures(tokenizer: Any, out: Path) -> dict[str, Any]:
-    """Reconstruction grids of held-out and of training pictures."""
-    grids = {}
+    """Held-out and training pictures, coarse to fine."""
+    grids: dict[str, Any] = {}
     for split in ("val", "train"):
         source = open_source(DATA, split=split)
         stride = max(1, len(source) // _SHOWN)
         images = load_images(
             [source.image(index * stride) for index in range(min(_SHOWN, len(source)))], like=tokenizer
         )
-        grids[split], _ = reconstruction_grid(tokenizer, images)
+        grids[split] = length_strip(tokenizer, images)
         save_image(grids[split], out / f"reconstructions_{split}.png")
     return grids
 
@@ -180,6 +185,7 @@ def _report(
     tokenizer_run: Path,
     generator_run: Path,
     numbers: list[dict[str, Any]],
+    curve: dict[str, Any],
     samples: dict[str, Any],
     grids: dict[str, Any],
     seconds: dict[str, float],
@@ -192,7 +198,7 @@ def _report(
         "started from the principal components of the training pictures."
     )
     page.heading("Reconstructions")
-    page.picture(grids["val"], "Held-out smileys, which the tokenizer never saw, at 1, 4, 16 and all tokens.")
+    page.picture(grids["val"], "Held-out smileys, which the tokenizer never saw, from 1, 2, 4, ... and all tokens.")
     page.picture(grids["train"], "Training smileys, for comparison.")
     page.heading("Measured on the held-out smileys")
     page.table(
@@ -208,19 +214,16 @@ def _report(
             for r in numbers
         ],
     )
-    lengths = [float(r["tokens_per_image"]) for r in numbers]
     labels = {"x_label": "step", "title": "tokenizer: loss"}
-    page.plots(
-        line_plot(
-            {"PSNR": (lengths, [r["psnr"] for r in numbers])},
-            title="held-out quality against length",
-            x_label="tokens",
-            y_label="PSNR, dB",
-            log_x=True,
-            markers=True,
-        ),
-        _usage_plot(tokenizer),
+    page.heading("Rate and distortion")
+    page.text(
+        "Every prefix of the tokens is a smaller file. Beside it, what image codecs reach on the same pictures, also at a half and "
+        "a quarter of their side; none of them can go as low as the first tokens."
     )
+    page.plots(*curve_plots(curve)[:2])
+    page.plots(_usage_plot(tokenizer))
+    for line in curve_remarks(curve)[1:]:
+        page.text(line)
     page.heading("Training")
     page.plots(
         line_plot({"loss": _history(tokenizer_run, "train/total")}, y_label="L2 + 0.2 L1", smooth=True, **labels),
