@@ -99,11 +99,11 @@ def test_empty_tokens_have_files_too(tmp_path: Path, tokens: Tokens) -> None:
 
 
 def test_overhead_is_as_stated(tmp_path: Path) -> None:
-    """A byte or two for the length and two for each block: 8, 16, 32, ... tokens."""
+    """A byte or two for the length and three for each block: 8, 16, 32, ... tokens."""
     tokens = make_ids([0, 1, 8, 9, 32, 256], 4096)
     tokens.save(tmp_path / "a.vtk")
     with TokenFile.open(tmp_path / "a.vtk") as file:
-        assert file.sizes.tolist() == [1 + 0 + 2, 1 + 2 + 2, 1 + 12 + 2, 1 + 14 + 4, 1 + 48 + 6, 2 + 384 + 12]
+        assert file.sizes.tolist() == [1 + 0 + 3, 1 + 2 + 3, 1 + 12 + 3, 1 + 14 + 6, 1 + 48 + 9, 2 + 384 + 18]
         assert file.sizes.tolist() == file.layout.record_bytes(file.lengths.tolist())
         assert file.index_bytes + file.sizes.sum() == file.num_bytes == (tmp_path / "a.vtk").stat().st_size
     assert block_ends(0) == [0] and block_ends(8) == [8] and block_ends(33) == [8, 16, 32, 33]
@@ -120,9 +120,12 @@ def test_a_record_is_as_the_format_says(tmp_path: Path) -> None:
     )
     bits = "".join(f"{value:012b}" for value in tokens.ids[0].tolist())
     plain = int(bits, 2).to_bytes(15, "big")
-    first = binascii.crc_hqx(b"\x0b" + plain[:12], seed & 0xFFFF)
-    second = binascii.crc_hqx(plain[12:], first)
-    assert record[:20] == b"\x0b" + plain[:12] + struct.pack(">H", first) + plain[12:] + struct.pack(">H", second)
+    expected = b"\x0b"
+    for block in (plain[:12], plain[12:]):
+        covered = b"\x0b" + plain[: 12 if block == plain[:12] else 15]
+        check = binascii.crc_hqx(covered, seed & 0xFFFF) << 8 | zlib.crc32(covered, seed) & 0xFF
+        expected += block + check.to_bytes(3, "big")
+    assert record[: len(expected)] == expected
 
 
 # Version 1.
@@ -195,6 +198,14 @@ def test_images_are_read_by_number(several: tuple[Path, Tokens]) -> None:
         for rows in (5, -6, [0, 5]):
             with pytest.raises(IndexError):
                 file[rows]
+
+
+def test_names_of_any_sort_are_kept(tmp_path: Path) -> None:
+    names = ["a b.png", "ä/ö.jpg", "\udcff.png", "", "\n"]  # the third: a file name that is no UTF-8
+    with TokenWriter(tmp_path / "a.vtk") as writer:
+        writer.write(make_ids([1] * 5), names)
+    with TokenFile.open(tmp_path / "a.vtk") as file:
+        assert file.names == names
 
 
 def test_one_damaged_image_leaves_the_others(several: tuple[Path, Tokens]) -> None:
@@ -606,8 +617,8 @@ def test_coding_comes_near_the_entropy(tmp_path: Path) -> None:
         counts = np.bincount(tokens.ids[:, start:end].flatten().numpy(), minlength=64)
         share = counts[counts > 0] / counts.sum()
         ideal -= (end - start) * float((share * np.log2(share)).sum()) / 8
-    assert ideal + 6 <= np.mean(sizes) < ideal + 2 + 6 + 1.5, "two varints, three checks, and not much more"
-    assert np.mean(sizes) < 0.9 * tokens.bits().mean() / 8 + 9
+    assert ideal + 9 <= np.mean(sizes) < ideal + 2 + 9 + 1.5, "two varints, three checks, and not much more"
+    assert np.mean(sizes) < 0.9 * tokens.bits().mean() / 8 + 12
 
 
 def test_the_cheaper_grouping_is_chosen() -> None:

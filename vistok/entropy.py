@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vistok.errors import TokenFileError, VistokError, require
+from vistok.token_packing import Check
 
 if TYPE_CHECKING:
     from vistok.tokens import Tokens
 
 _MAX_VALUES = 1 << 20  # of a digit: the coder's probabilities have 24 bits
 _MAX_FREQUENCY = (1 << 16) - 1
-_CHECK_VALUES = 1 << 16
-_SPARE_BITS = 64  # what the coder looks ahead
+_HALF_CHECK = 1 << 12  # a check of 24 bits is coded as two numbers
+_SPARE_BYTES = 64  # what the coder looks ahead
 _ROUNDED_BYTES = 6  # at most so many last bytes of an image may turn out not to be needed
 
 
@@ -161,63 +162,64 @@ class FrequencyTable:
 
     # Coding.
 
-    def encode(self, ids: np.ndarray, ends: list[int], checks: CheckSums) -> bytes:
+    def encode(self, ids: np.ndarray, ends: list[int], start: Check) -> bytes:
         """Ids [L] as the shortest bytes that ``decode`` reads back.
 
         Args:
             ids: int64 in [0, K).
-            ends: where the blocks end; after each, 16 bits that check all ids so far are put in.
-            checks: gives these bits.
+            ends: where the blocks end; after each, 24 bits that check all ids so far are put in.
+            start: what the checks start from.
         """
         encoder = _stream().queue.RangeEncoder()
-        start = 0
-        for end, check in zip(ends, checks.of(ids, ends), strict=True):
-            for first, last, models in self._parts(start, end):
+        begin = 0
+        for end, check in zip(ends, _checks(ids, ends, start), strict=True):
+            for first, last, models in self._parts(begin, end):
                 for digits, model in zip(_split(ids[first:last], self.levels), models, strict=True):
                     if model is not None:
                         encoder.encode(digits.astype(np.int32), model)
-            encoder.encode(check, self._check_model)
-            start = end
+            for half in divmod(check, _HALF_CHECK):
+                encoder.encode(half, self._check_model)
+            begin = end
         whole = encoder.get_compressed().astype(">u4").tobytes()
         # The coder writes words of 32 bits; missing bytes are read as zeros, so some need not be there.
         for dropped in range(min(_ROUNDED_BYTES, len(whole)), 0, -1):
             kept = whole[:-dropped]
             above = int.from_bytes(kept, "big") + 1  # the next larger number may lie in the final interval, too
             for shorter in (kept, above.to_bytes(len(kept), "big") if above >> 8 * len(kept) == 0 else kept):
-                decoded, is_damaged = self.decode(shorter, ends, checks, complete=True)
+                decoded, is_damaged = self.decode(shorter, ends, start, complete=True)
                 if not is_damaged and np.array_equal(decoded, ids):
                     return shorter
         return whole
 
-    def decode(self, data: bytes, ends: list[int], checks: CheckSums, *, complete: bool) -> tuple[np.ndarray, bool]:
+    def decode(self, data: bytes, ends: list[int], start: Check, *, complete: bool) -> tuple[np.ndarray, bool]:
         """The ids of all leading blocks that are there and whole, and whether the next one is damaged.
 
         Args:
             data: of one image, or its beginning.
-            ends, checks: as for ``encode``.
+            ends, start: as for ``encode``.
             complete: nothing is missing at the end.
         Returns:
             int64 ids; and True if a block that is there does not match its check.
         """
         # The decoded values grow with the number that the bytes are. Where missing bytes make no
         # difference whether they are all zeros or all ones, no other bytes would make one either.
-        spare = b"\0" * ((ends[-1] if ends else 0) * 3 * len(self.levels) + 2 * len(ends) + _SPARE_BITS)
+        spare = b"\0" * ((ends[-1] if ends else 0) * 3 * len(self.levels) + 3 * len(ends) + _SPARE_BYTES)
         decoders = [self._decoder(data + spare)]
         if not complete:
             decoders.append(self._decoder(data + b"\xff" * len(spare)))
         found = np.zeros(0, dtype=np.int64)
-        start = 0
+        begin = 0
         for end in ends:
-            answers = [self._decode_block(decoder, start, end) for decoder in decoders]
+            answers = [self._decode_block(decoder, begin, end) for decoder in decoders]
             if answers[0] is None and all(answer is None for answer in answers):
                 return found, True
             if any(not _same(answers[0], answer) for answer in answers[1:]):
                 return found, False
             ids, check = answers[0]
             longer = np.concatenate([found, ids])
-            if int(ids.max(initial=0)) >= math.prod(self.levels) or checks.of(longer, [end])[0] != check:
+            if int(ids.max(initial=0)) >= math.prod(self.levels) or _checks(longer, [end], start)[0] != check:
                 return found, True
-            found, start = longer, end
+            found, begin = longer, end
         return found, False
 
     def _decode_block(self, decoder: Any, start: int, end: int) -> tuple[np.ndarray, int] | None:
@@ -236,7 +238,8 @@ class FrequencyTable:
                     ids += place * decoder.decode(model, count).astype(np.int64)
                 place *= level
             parts.append(ids)
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64), decoder.decode(self._check_model)
+        high, low = (int(decoder.decode(self._check_model)) for _ in range(2))
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64), high * _HALF_CHECK + low
 
     def _decoder(self, data: bytes) -> Any:
         words = np.frombuffer(data[: len(data) // 4 * 4], dtype=">u4").astype(np.uint32)
@@ -262,7 +265,7 @@ class FrequencyTable:
 
     @cached_property
     def _check_model(self) -> Any:
-        return _stream().model.Uniform(_CHECK_VALUES)
+        return _stream().model.Uniform(_HALF_CHECK)
 
     def _raw(self) -> bytes:
         return b"".join(table.astype("<u2").tobytes() for group in self.frequencies for table in group)
@@ -277,20 +280,13 @@ class FrequencyTable:
         return total
 
 
-class CheckSums:
-    """Sixteen bits that check the ids of an image up to the end of each block.
-
-    Args:
-        seed: 0..65,535, what else is checked by them.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def of(self, ids: np.ndarray, ends: list[int]) -> list[int]:
-        """The check of ``ids[:end]`` for each end."""
-        raw = ids.astype(">u8").tobytes()
-        return [binascii.crc_hqx(raw[: 8 * end], self.seed) for end in ends]
+def _checks(ids: np.ndarray, ends: list[int], start: Check) -> list[int]:
+    """The check of ``ids[:end]`` for each end."""
+    raw, out, place = ids.astype(">u8").tobytes(), [], 0
+    for end in ends:
+        start, place = start.after(raw[place : 8 * end]), 8 * end
+        out.append(start.value)
+    return out
 
 
 def _check_levels(levels: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ names of the tokenizer, and ``entropy`` where the ids are entropy-coded: ``kind`
 their hash. A record is one image, see ``vistok.token_layout``; no record begins with a 0 byte. The
 index follows, as it is known when all is written: number of images u64, widths in bytes of a length and of a
 size u8 u8, bytes of the names u64; the lengths; the sizes of the records; their CRC32 u32; the images' names as
-JSON. The end is the index's bytes u64, its CRC32 (continued from the header's) u32, and ``VTKINDEX``.
+JSON, compressed by zlib. The end is the index's bytes u64, its CRC32 (continued from the header's) u32, and ``VTKINDEX``.
 
 So one image is read without the others and checked twice; a file that is cut still gives every
 whole image and the valid prefix of the last (``recover``); an image that is cut gives its valid prefix.
@@ -117,7 +117,7 @@ class TokenWriter:
         if self._layout is None:
             raise VistokError(f"nothing was written to {self.path}; write tokens before closing it")
         widths = [_width(values) for values in (self._lengths, self._sizes)]
-        names = json.dumps(self._names, ensure_ascii=False).encode("utf-8", "surrogatepass") if self._names else b""
+        names = _pack_names(self._names) if self._names else b""
         columns = (
             np.array(values, dtype=f"<u{width}").tobytes()
             for values, width in zip((self._lengths, self._sizes, self._checksums), (*widths, _CRC_BYTES), strict=True)
@@ -368,7 +368,7 @@ class TokenFile(Sequence[Tokens]):
         self._set_index(*columns)
         if stop != END_OF_RECORDS or int(self.sizes.sum()) != place - len(END_OF_RECORDS) - self._begin:
             raise TokenFileError("this token file is truncated or damaged: its images and its index do not agree")
-        self.names = json.loads(index[ends[-1] :].decode("utf-8", "surrogatepass")) if names else []
+        self.names = _unpack_names(index[ends[-1] :]) if names else []
         if names and (len(self.names) != count or not all(isinstance(name, str) for name in self.names)):
             raise TokenFileError("the index of this token file contradicts itself: names and images do not agree")
 
@@ -457,6 +457,22 @@ def recode(
             progress(len(tokens))
         if not len(file):
             writer.write(file[:])
+
+
+def _pack_names(names: list[str]) -> bytes:
+    # File names need not be valid Unicode.
+    return zlib.compress(json.dumps(names, ensure_ascii=False).encode("utf-8", "surrogatepass"), 9)
+
+
+def _unpack_names(packed: bytes) -> Any:
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(packed, _MAX_HEADER_BYTES)
+    except zlib.error as error:
+        raise TokenFileError(f"the names in this token file cannot be read: {error}") from error
+    if not unpacker.eof:
+        raise TokenFileError("the names in this token file cannot be read: they are too long, or cut")
+    return json.loads(text.decode("utf-8", "surrogatepass"))
 
 
 def _width(values: Sequence[int]) -> int:

@@ -2,22 +2,21 @@
 
 An image is a record::
 
-    length + 1 (varint) | block | check u16 | block | check u16 | ...
+    length + 1 (varint) | block | check 3 bytes | block | check 3 bytes | ...
 
 The blocks hold the tokens up to the 8th, the 16th, the 32nd, ... and the last one: early tokens
-matter most, and long images pay little. Their check is a CRC-16 of all bytes of the record before
-it (without the earlier checks), started from the header's CRC-32; so it tells every flip of one or two bits
-in 4 kB, every odd number of flips, and other damage with 65,535 in 65,536.
+matter most, and long images pay little. A check is of all bytes of the record before it (without the
+earlier checks), started from the header's CRC-32: a CRC-16 (CCITT) and the last eight bits of a CRC-32. It finds
+every flip of one or two bits in 4 kB and every odd number of flips; of other damage, one in 2^24 goes unnoticed.
 
 With entropy coding a record is ``length + 1 (varint) | bytes (varint) | bytes of the range coder``,
-with the checks, of the ids and the length, coded among the tokens.
+with the checks, of the length and of the ids as big-endian u64, coded among the tokens.
 
 A valid prefix is the tokens of all leading blocks that are there and match their check.
 """
 
 from __future__ import annotations
 
-import binascii
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,15 +26,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from vistok.entropy import CheckSums, FrequencyTable, table_from_header
+from vistok.entropy import FrequencyTable, table_from_header
 from vistok.errors import TokenFileError, VistokError
-from vistok.token_packing import FLOATS, pack, token_bits, unpack
+from vistok.token_packing import FLOATS, Check, pack, token_bits, unpack
 from vistok.tokens import Tokens, checked_codebook, codebook_product
 
 NAMES = ("family", "model", "weight_hash")
 FIRST_BLOCK = 8  # tokens; a multiple of 8, so that blocks of any number of bits begin with a byte
 END_OF_RECORDS = b"\0"
-_CHECK_BYTES = 2
+_CHECK_BYTES = 3
 _MAX_LENGTH = 1 << 40
 _MAX_CODED_LENGTH = 1 << 20
 # A token of a one-word codebook takes no bits, so a few bytes could ask for any amount of memory.
@@ -223,13 +222,13 @@ class TokenLayout:
 
     def _with_checks(self, row: bytes, length: int) -> bytes:
         start = _varint(length + 1)
-        check = binascii.crc_hqx(start, self.seed & 0xFFFF)
+        check = Check.start(self.seed).after(start)
         parts, place = [start], 0
         for end in block_ends(length):
             last = (end * self.bits_per_token + 7) // 8
             block = row[place:last]
-            check = binascii.crc_hqx(block, check)
-            parts += [block, check.to_bytes(_CHECK_BYTES, "big")]
+            check = check.after(block)
+            parts += [block, check.value.to_bytes(_CHECK_BYTES, "big")]
             place = last
         return b"".join(parts)
 
@@ -237,8 +236,8 @@ class TokenLayout:
         if len(ids) > _MAX_CODED_LENGTH:
             raise VistokError(f"entropy coding takes at most {_MAX_CODED_LENGTH} tokens an image, got {len(ids)}")
         start = _varint(len(ids) + 1)
-        checks = CheckSums(binascii.crc_hqx(start, self.seed & 0xFFFF))
-        coded = self.frequencies.encode(ids, block_ends(len(ids)), checks)
+        check = Check.start(self.seed).after(start)
+        coded = self.frequencies.encode(ids, block_ends(len(ids)), check)
         return start + _varint(len(coded)) + coded
 
     def _parse(self, data: bytes) -> tuple[int, np.ndarray, int, bool]:
@@ -260,7 +259,7 @@ class TokenLayout:
         bits = self.bits_per_token
         if not 0 <= length < _MAX_LENGTH or (bits == 0 and length > _FREE_TOKENS):
             return length, nothing, 0, True
-        check = binascii.crc_hqx(data[:used], self.seed & 0xFFFF)
+        check = Check.start(self.seed).after(data[:used])
         blocks, place, whole, is_damaged, done = [], used, 0, False, 0
         for end in block_ends(length):
             size = (end * bits + 7) // 8 - (whole * bits + 7) // 8
@@ -268,8 +267,8 @@ class TokenLayout:
             stored = data[place + size : place + size + _CHECK_BYTES]
             if len(block) < size or len(stored) < _CHECK_BYTES:
                 break
-            check = binascii.crc_hqx(block, check)
-            if stored != check.to_bytes(_CHECK_BYTES, "big"):
+            check = check.after(block)
+            if stored != check.value.to_bytes(_CHECK_BYTES, "big"):
                 is_damaged = True
                 break
             blocks.append(block)
@@ -286,10 +285,10 @@ class TokenLayout:
             return length, self._no_values(), 0, len(data) >= used + 10
         begin = used + more
         coded = data[begin : begin + size]
-        checks = CheckSums(binascii.crc_hqx(data[:used], self.seed & 0xFFFF))
+        check = Check.start(self.seed).after(data[:used])
         complete = len(coded) == size
         ends = block_ends(length)
-        ids, is_damaged = self.frequencies.decode(coded, ends, checks, complete=complete)
+        ids, is_damaged = self.frequencies.decode(coded, ends, check, complete=complete)
         return length, ids, begin + size if complete and len(ids) == length and not is_damaged else 0, is_damaged
 
     def _no_values(self) -> np.ndarray:
