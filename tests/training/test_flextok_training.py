@@ -106,3 +106,12 @@ def test_held_out_photographs_gain_from_every_doubling_of_tokens(file: str, tmp_
     tokens = model.encode(images)
     scores = [float(psnr(model.decode(tokens.truncate(k)), images).mean()) for k in (1, 2, 4, 8, 16, 32, 64)]
     assert scores == sorted(scores) and scores[-1] > scores[0] + 3.0
+
+
+def test_a_dry_run_that_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=4_000_000_000))
+    config = load_config(TrainConfig, embedded_config("flextok/flextok_d12_d12_in1k.yaml"))
+    with pytest.raises(ConfigError, match=r"more than \d+ GB .* and 4 GB are free"):
+        train(config, dry_run=True)

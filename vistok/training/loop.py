@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, send_to_device
@@ -30,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from vistok.config import to_dict
 from vistok.data import StatelessBatchSampler
-from vistok.errors import CheckpointError, ConfigError
+from vistok.errors import CheckpointError, ConfigError, VistokError
 from vistok.report.grid import save_image
 from vistok.seeds import stable_seed
 from vistok.training.checkpoint import (
@@ -48,7 +49,7 @@ from vistok.training.guard import FiniteGuard, Stop, Term, make_accelerator
 from vistok.training.log import RunLog, save_run_config
 from vistok.training.optimizer import build_optimizer
 from vistok.training.schedules import build_scheduler
-from vistok.training.task import Task
+from vistok.training.task import Task, training_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,8 @@ def train(
         )
     with tempfile.TemporaryDirectory(prefix="vistok-dry-run-") as folder:
         small = dry_run_config(config, folder, processes=int(os.environ.get("WORLD_SIZE", "1")))
+        if config.task == "tokenizer":
+            _check_memory(small)
         run = TrainingRun(small, _make_task(task, small), resume=False, cpu=True)
         result = run.train()
         made = ", ".join(sorted(path.name for path in result.folder.glob("*")))
@@ -116,6 +119,21 @@ def train(
         untried += [f"mixed_precision={config.mixed_precision}"] if config.mixed_precision != "no" else []
         logger.info("a dry run does not try %s", ", ".join(untried))
     return result
+
+
+def _check_memory(config: TrainConfig) -> None:
+    """Raise where a dry run would not fit: a system that runs out of memory kills without a word."""
+    try:
+        needed = training_bytes(config.model, average=config.ema.enabled)
+    except VistokError:
+        return  # making the model says what is wrong; a task may bring a model of its own
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ConfigError(
+            f"a dry run of {config.name} takes more than {needed / 1e9:.0f} GB of memory (weights, gradients, AdamW and "
+            f"average in fp32), and {free / 1e9:.0f} GB are free; try the recipe with a smaller model, as in "
+            "model.decoder.depth=2 or model.decoder=small"
+        )
 
 
 def _make_task(task: Task | Callable[[TrainConfig], Task], config: TrainConfig) -> Task:

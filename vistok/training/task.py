@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vistok.hub import create_model
-from vistok.registry import model_class
+from vistok.config import from_dict, merge
+from vistok.hub import create_model, empty_model
+from vistok.registry import get_card, model_class
 from vistok.training.config import OptimizerConfig, TrainConfig
 
 
@@ -107,6 +108,20 @@ class Task(ABC):
     @abstractmethod
     def export(self, folder: Path, modules: dict[str, nn.Module]) -> None:
         """Write the (averaged) modules for use."""
+
+
+def training_bytes(spec: dict[str, Any], *, average: bool) -> int:
+    """Memory that training a model takes in fp32 beside its activations, found without allocating it.
+
+    Weights, gradients, AdamW's two moments, and the running average; helping networks are not counted.
+    """
+    rest = {key: value for key, value in spec.items() if key not in ("name", "family")}
+    card = get_card(spec["name"]) if "name" in spec else None
+    cls = model_class(card.family if card else spec["family"])
+    model = empty_model(cls, from_dict(cls.config_class, merge(card.config if card else {}, rest), where="model"))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return 4 * (total * (2 if average else 1) + 3 * trained)
 
 
 def make_model(spec: dict[str, Any]) -> Any:
