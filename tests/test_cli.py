@@ -535,6 +535,7 @@ def test_eval_recon(models: Path, work: Path, capsys: pytest.CaptureFixture[str]
         np.isfinite(found["psnr"]) and found["images"] == found["data"]["size"] == 4 and found["tokens_per_image"] == 6
     )
     assert run(*arguments, "--length", "2", "--limit", "3") == 0 and "PSNR" in capsys.readouterr().out
+    assert run(*arguments, "--target", "psnr=5") == 0 and "reach psnr 5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -547,6 +548,8 @@ def test_eval_recon(models: Path, work: Path, capsys: pytest.CaptureFixture[str]
         (["--data", "random:5", "--limit", "0"], "limit"),
         (["--data", "random:5", "--batch-size", "0"], "batch"),
         (["--data", "random:5", "--length", "7"], "7"),
+        (["--data", "random:5", "--length", "3", "--target", "psnr=20"], "without a length"),
+        (["--data", "random:5", "--target", "psnr"], "written as psnr=24"),
         (["--data", "random:5", "--features", "nonsense"], "nonsense"),
         (["--data", "random:5", "--features", "inception", "--weights", "nowhere.pth"], "nowhere.pth"),
     ],

@@ -372,7 +372,9 @@ def _token_file_info(args: argparse.Namespace) -> dict[str, Any]:
     facts = {key: value for key, value in out.items() if value not in ("", None) and key != "first_images"}
     width = max(map(len, facts))
     _say(args, "\n".join(f"{key:<{width}}  {value}" for key, value in facts.items()) + "\n")
-    _say(args, text_table(["index", "name", "tokens", "bytes"], [list(row.values()) for row in out["first_images"]]))
+    rows = [list(row.values()) for row in out["first_images"]]
+    table = text_table(["index", "name", "tokens", "bytes"], rows)
+    _say(args, table.encode("utf-8", "backslashreplace").decode())  # a file name may be no Unicode
     if count > _LISTED:
         _say(args, f"... and {count - _LISTED} more")
     return out

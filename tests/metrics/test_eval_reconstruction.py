@@ -197,6 +197,20 @@ def test_length_keeps_leading_tokens() -> None:
     assert short["psnr"] < full["psnr"]
 
 
+def test_a_target_keeps_as_many_tokens_as_each_picture_needs() -> None:
+    model, source = MeanTokenizer(), Pictures(7)
+    full = evaluate_reconstruction(model, source, **CPU_ONLY)
+    result = evaluate_reconstruction(model, source, target=("psnr", 14.0), batch_size=3, **CPU_ONLY)
+    assert evaluate_reconstruction(model, source, target=("psnr", 14.0), **CPU_ONLY)["psnr"] == result["psnr"]
+    assert 1 < result["tokens_per_image"] < 16 and 13.9 < result["psnr"] < full["psnr"]
+    assert result["target"] == {"metric": "psnr", "value": 14.0, "reached": 5} and "target" not in full
+    assert "5 of 7 images" in format_table(result)
+    far = evaluate_reconstruction(model, source, target=("psnr", 99.0), **CPU_ONLY)
+    assert far["target"]["reached"] == 0 and far["psnr"] == full["psnr"]
+    with pytest.raises(VistokError, match="without a length"):
+        evaluate_reconstruction(model, source, target=("psnr", 14.0), length=3, **CPU_ONLY)
+
+
 def test_perfect_reconstructions_have_a_finite_result() -> None:
     class Perfect(MeanTokenizer):
         def encode(self, images: Tensor) -> Tokens:

@@ -26,6 +26,10 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser, *, model_help:
     add("--limit", type=int, help="this many pictures, evenly spaced (default: all)")
     add("--batch-size", type=int, default=16, help="images at a time, in each process (%(default)s)")
     add("--length", type=int, help="keep this many leading tokens (ordered tokenizers only)")
+    add(
+        "--target",
+        help="keep the fewest tokens that reach a quality, image by image: psnr=24 (ordered tokenizers only)",
+    )
     add("--features", default="auto", choices=("auto", "inception", "lite0", "none"), help="of the Fréchet distance")
     add("--weights", help="file with the weights of the features")
     add("--no-lpips", action="store_true", help="leave LPIPS out")
@@ -58,8 +62,10 @@ def run_reconstruction(
     from vistok.metrics.reconstruction import evaluate_reconstruction
     from vistok.metrics.result import format_table, save_result
     from vistok.models.base import Tokenizer
+    from vistok.models.target import Target
 
     protocol = get_protocol(args.protocol)  # before the model is loaded: a typing error should not take minutes
+    target = None if args.target is None else Target.parse(args.target)
     source, split = open_evaluated(args.data, args.split)
     model = from_pretrained(args.model, device=device)
     if not isinstance(model, Tokenizer):
@@ -71,6 +77,7 @@ def run_reconstruction(
         batch_size=args.batch_size,
         limit=args.limit,
         length=args.length,
+        target=target,
         accelerator=accelerator,
         features=args.features,
         weights=args.weights,

@@ -27,6 +27,7 @@ from vistok.metrics.pixel import psnr, ssim
 from vistok.metrics.processes import main_first, sum_over_processes
 from vistok.metrics.protocols import Protocol, get_protocol
 from vistok.metrics.result import describe_run
+from vistok.models.target import Target, find_lengths
 from vistok.registry import cards
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 _MAX_PSNR = 100.0
 _LISTED = 100  # unreadable pictures named in a result
 # What is kept of every picture.
-_COLUMNS = ("read", "psnr", "ssim", "lpips", "tokens", "bits")
+_COLUMNS = ("read", "psnr", "ssim", "lpips", "tokens", "bits", "reached")
 
 
 def evaluate_reconstruction(
@@ -51,6 +52,7 @@ def evaluate_reconstruction(
     batch_size: int = 16,
     limit: int | None = None,
     length: int | None = None,
+    target: Target | tuple[str, float] | None = None,
     accelerator: Accelerator | None = None,
     features: Features = "auto",
     weights: str | None = None,
@@ -73,6 +75,8 @@ def evaluate_reconstruction(
         batch_size: images at a time, in each process.
         limit: take this many pictures, evenly spaced over the source; None takes all.
         length: keep this many leading tokens; ordered tokenizers only.
+        target: keep the fewest leading tokens that reach a quality, image by image, as ``Tokenizer.encode`` does
+            (before rounding); ordered tokenizers only. ``target`` of the result says how many images reach it.
         accelerator: shares the work between processes. Without one, this process does all.
         features: of the Fréchet distance. ``auto`` takes the protocol's, or else ``lite0`` with a
             warning, or else leaves the distance out. A named extractor that cannot be had is an error.
@@ -97,6 +101,9 @@ def evaluate_reconstruction(
     started = time.perf_counter()
     protocol = get_protocol(protocol)
     _check_options(tokenizer, source, protocol, batch_size, limit, length, features)
+    target = None if target is None else Target.parse(target)
+    if target is not None and (length is not None or not tokenizer.ordered):
+        raise VistokError("a target goes with an ordered tokenizer, and without a length; leave one of them away")
     device = tokenizer.device if accelerator is None else accelerator.device
     if tokenizer.device != device:
         tokenizer.to(device)
@@ -114,7 +121,7 @@ def evaluate_reconstruction(
     condition = None
     if tokenizer.conditional:
         condition = main_first(lambda: Condition(tokenizer, source, caption, text_encoder), accelerator)
-    run = _Run(tokenizer, protocol, length, instruments, condition, count)
+    run = _Run(tokenizer, protocol, length, target, instruments, condition, count)
     rank, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     share = _Share(source, indices, range(rank, count, processes), tokenizer.image_size, protocol)
     # A generator of its own, as the loader would draw from the global one.
@@ -228,11 +235,13 @@ class _Run:
         tokenizer: Tokenizer,
         protocol: Protocol,
         length: int | None,
+        target: Target | None,
         instruments: Instruments,
         condition: Condition | None,
         count: int,
     ) -> None:
         self.tokenizer, self.protocol, self.length, self.condition = tokenizer, protocol, length, condition
+        self.target = target
         self.instruments, self.left_out = instruments, dict(instruments.left_out)
         self.values = torch.zeros(count, len(_COLUMNS), dtype=torch.float64)
         self.model_seconds = 0.0
@@ -266,8 +275,12 @@ class _Run:
         condition = {} if self.condition is None else {"condition": self.condition(indices)}
         began = _now(images.device)
         tokens = tokenizer.encode(images)
+        reached = torch.ones(len(images))
         if self.length is not None:
             tokens = tokens.truncate(self.length)
+        if self.target is not None:
+            found = find_lengths(tokenizer, images, tokens, self.target, decode_options=condition)
+            tokens, reached = tokens.truncate(found.lengths), found.reached
         decoded = tokenizer.decode(tokens, **condition).float()
         self.model_seconds += _now(images.device) - began
         if not decoded.isfinite().all():
@@ -293,6 +306,7 @@ class _Run:
             distance,
             tokens.lengths,
             tokens.bits(),
+            reached,
         )
         self.values[places] = torch.stack([column.detach().cpu().double() for column in columns], dim=1)
 
@@ -326,6 +340,7 @@ class _Run:
             **measured,
             **self._distance(),
             "tokens_per_image": means["tokens"],
+            **self._describe_target(means["reached"]),
             "bits_per_pixel": means["bits"] / self.tokenizer.image_size**2,
             "codebook": self._codebook(),
             "images": self.images,
@@ -335,6 +350,13 @@ class _Run:
             "features": self.instruments.describe(),
             "deviations": self._deviations(),
             "left_out": self.left_out,
+        }
+
+    def _describe_target(self, share: float) -> dict[str, Any]:
+        if self.target is None:
+            return {}
+        return {
+            "target": {"metric": self.target.name, "value": self.target.value, "reached": round(share * self.images)}
         }
 
     def _describe_model(self) -> dict[str, Any]:

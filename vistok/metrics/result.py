@@ -81,6 +81,11 @@ def format_table(result: dict[str, Any]) -> str:
     for key, (label, unit) in _LABELS.items():
         if result.get(key) is not None:
             rows.append((label, f"{result[key]:.4g} {unit}".rstrip()))
+    if result.get("target"):
+        target = result["target"]
+        rows.append(
+            (f"reach {target['metric']} {target['value']:g}", f"{target['reached']} of {result['images']} images")
+        )
     codebook = result["codebook"] or {}
     rows += [(label, f"{codebook[key]:.4g}") for key, label in _CODEBOOK_LABELS.items() if key in codebook]
     width = max(len(label) for label, _ in rows)
