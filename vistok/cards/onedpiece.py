@@ -5,17 +5,11 @@ rFID: ImageNet validation, 50,000 images, 256 pixels, all 256 tokens.
 
 from __future__ import annotations
 
+from vistok.cards.preprocessing import CENTER_256_BICUBIC
 from vistok.registry import ModelCard
 
 _PAPER = "One-D-Piece, arXiv:2501.10064"
 _LICENCE = "Apache-2.0 by its README (the weights' own tag is not checked)"
-_PREPROCESSING = {
-    "image_size": 256,
-    "crop": "center",
-    "interpolation": "bicubic",
-    "range": [0.0, 1.0],
-    "note": "shorter edge to 256 (antialias), centre crop; no mean or std",
-}
 _NUM_TOKENS = 256
 
 
@@ -35,7 +29,7 @@ def _tokenizer(size: str, rfid: float | None) -> ModelCard:
         },
         hub_id=f"turing-motors/One-D-Piece-{letter.upper()}-256" if published else "",
         licence=_LICENCE,
-        preprocessing=_PREPROCESSING,
+        preprocessing=CENTER_256_BICUBIC,
         metrics={"rfid": rfid} if published else {},
         paper=_PAPER,
         notes="any prefix of 1 to 256 tokens can be decoded"

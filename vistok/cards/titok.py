@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from vistok.cards.preprocessing import CENTER_256_BICUBIC
 from vistok.registry import ModelCard
 
 _TITOK_PAPER = "TiTok, arXiv:2406.07550"
 _TATITOK_PAPER = "TA-TiTok and MaskGen, arXiv:2501.07730"
 _RAR_PAPER = "RAR, arXiv:2411.00776"
 _LICENCE = "Apache-2.0"
-_PREPROCESSING = {
-    "image_size": 256,
-    "crop": "center",
-    "interpolation": "bicubic",
-    "range": [0.0, 1.0],
-    "note": "shorter edge to 256 (antialias), centre crop; no mean or std",
-}
 
 
 def _two_stage(size: str, tokens: int, rfid: float, notes: str = "") -> ModelCard:
@@ -32,7 +26,7 @@ def _two_stage(size: str, tokens: int, rfid: float, notes: str = "") -> ModelCar
         hub_id=f"yucornetto/tokenizer_titok_{letter}{tokens}_imagenet",
         file=f"fun-research/TiTok:tokenizer_titok_{letter}{tokens}.bin",
         licence=_LICENCE,
-        preprocessing=_PREPROCESSING,
+        preprocessing=CENTER_256_BICUBIC,
         metrics={"rfid": rfid},
         paper=_TITOK_PAPER,
         notes=notes,
@@ -46,7 +40,7 @@ def _stage_one(size: str, tokens: int) -> ModelCard:
         family="titok",
         config={"encoder": size, "decoder": size, "num_tokens": tokens, "head": "proxy", "legacy_layout": True},
         licence=_LICENCE,
-        preprocessing=_PREPROCESSING,
+        preprocessing=CENTER_256_BICUBIC,
         paper=_TITOK_PAPER,
         notes="the first stage of the two-stage recipe, before the pixel decoder; not published as weights",
     )
@@ -62,7 +56,7 @@ def _single_stage(sizes: tuple[str, str], tokens: int, quantizer: str, rfid: flo
         hub_id=f"yucornetto/tokenizer_titok_{short}_{suffix}_imagenet",
         file=f"fun-research/TiTok:{'tokenizer_' if quantizer == 'vq' else ''}titok_{short}_{suffix}.bin",
         licence=_LICENCE,
-        preprocessing=_PREPROCESSING,
+        preprocessing=CENTER_256_BICUBIC,
         metrics={"rfid": rfid},
         paper=_TITOK_PAPER,
     )
@@ -84,7 +78,7 @@ def _text_aware(sizes: tuple[str, str], tokens: int, quantizer: str, rfid: float
         hub_id=f"turkeyju/tokenizer_tatitok_{short}",
         file=f"fun-research/TA-TiTok:tatitok_{short}.bin",
         licence=_LICENCE,
-        preprocessing=_PREPROCESSING | {"caption": "A photo of a {class name}."},
+        preprocessing=CENTER_256_BICUBIC | {"caption": "A photo of a {class name}."},
         metrics={"rfid": rfid, "is": score},
         paper=_TATITOK_PAPER,
         notes="decodes with text features of open_clip ViT-L-14-336 (openai): vistok.models.text.ClipTextFeatures",
@@ -170,7 +164,7 @@ CARDS = (
         family="maskgit_vqgan",
         file="fun-research/TiTok:maskgit-vqgan-imagenet-f16-256.bin",
         licence=_LICENCE,
-        preprocessing=_PREPROCESSING,
+        preprocessing=CENTER_256_BICUBIC,
         paper="MaskGIT, arXiv:2202.04200",
         notes="a 16x16 grid tokenizer: the proxy and pixel decoder of two-stage TiTok, and the tokenizer of RAR",
     ),
