@@ -224,6 +224,32 @@ def test_one_damaged_image_leaves_the_others(several: tuple[Path, Tokens]) -> No
     assert Tokens.cat(recovered) == tokens[:3].truncate([5, 2, 8])
 
 
+def test_a_stream_is_read_as_it_comes(several: tuple[Path, Tokens]) -> None:
+    path, tokens = several
+    with TokenFile.open(path) as file:
+        record = file.record(2)
+        header = path.read_bytes()[: path.read_bytes().index(file.record(0))]
+    layout = TokenFile.read_layout(header)
+    got = [int(layout.decode_prefix(memoryview(record)[:size]).lengths[0]) for size in range(len(record) + 1)]
+    assert sorted(set(got)) == [0, 8, 16, 30] and layout.model == "m"
+    assert layout.decode_prefix(bytearray(record)) == tokens[2]
+    for size in range(len(header)):
+        with pytest.raises(TokenFileError):
+            TokenFile.read_layout(header[:size])
+    with pytest.raises(VistokError, match="'error' or 'prefix'"):
+        layout.decode_prefix(record, damaged="maybe")
+
+
+def test_a_writer_is_closed_once(tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path / "a.vtk")
+    writer.write(make_ids([3]))
+    writer.close()
+    writer.close()
+    with pytest.raises(VistokError, match="closed"):
+        writer.write(make_ids([3]))
+    assert Tokens.load(tmp_path / "a.vtk") == make_ids([3])
+
+
 def test_opening_reads_no_images(several: tuple[Path, Tokens], monkeypatch: pytest.MonkeyPatch) -> None:
     path, tokens = several
     read: list[int] = []

@@ -79,6 +79,7 @@ class TokenWriter:
         self._checksums: list[int] = []
         self._names: list[str] = []
         self._seed = 0
+        self._closed = False
 
     def write(self, tokens: Tokens, names: Sequence[str] = ()) -> list[int]:
         """Append images.
@@ -92,6 +93,8 @@ class TokenWriter:
             VistokError: tokens that cannot be stored, or not beside those before; as many names as images are wanted.
             TokenFileError: the file cannot be written.
         """
+        if self._closed:
+            raise VistokError(f"{self.path} is closed; nothing can be added to it")
         if names and len(names) != len(tokens):
             raise VistokError(f"as many names as images are wanted, got {len(names)} for {len(tokens)}")
         if self._lengths and len(tokens) and bool(names) != bool(self._names):
@@ -113,7 +116,9 @@ class TokenWriter:
         return [len(record) for record in records]
 
     def close(self) -> None:
-        """Write the index and give the file its name."""
+        """Write the index and give the file its name; a second time it does nothing."""
+        if self._closed:
+            return
         if self._layout is None:
             raise VistokError(f"nothing was written to {self.path}; write tokens before closing it")
         widths = [_width(values) for values in (self._lengths, self._sizes)]
@@ -130,9 +135,11 @@ class TokenWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._temporary, self.path)
+        self._closed = True
 
     def abort(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing of an unfinished file behind."""
+        self._closed = True
         with contextlib.suppress(OSError):
             if self._file is not None:
                 self._file.close()
@@ -227,6 +234,20 @@ class TokenFile(Sequence[Tokens]):
         with file, file._reading():
             file._stream.seek(file._begin)
             return list(file.layout.scan(file._stream.read()))
+
+    @classmethod
+    def read_layout(cls, source: str | Path | bytes, *, frequencies: FrequencyTable | None = None) -> TokenLayout:
+        """What the beginning of a file says of its images: all that ``TokenLayout.decode_prefix`` needs to read them
+        from a stream.
+
+        Args:
+            source: a path, or the first bytes of a file.
+            frequencies: for files that only name theirs.
+        Raises:
+            TokenFileError: no token file, or not even its header is whole.
+        """
+        with cls._opened(source, frequencies) as file:
+            return file.layout
 
     @classmethod
     def _opened(cls, source: str | Path | bytes, frequencies: FrequencyTable | None) -> TokenFile:

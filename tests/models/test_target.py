@@ -190,6 +190,39 @@ def test_targets_of_real_models(kind: str, caplog: pytest.LogCaptureFixture) -> 
         assert tokens.lengths.tolist() == exhaustive(model, images, goal)
 
 
+def test_a_stochastic_decoder_is_searched_with_fixed_noise() -> None:
+    from vistok.models.flextok import FlexTok, FlexTokConfig, FlowSamplingConfig, RegisterTransformerSize
+
+    size = RegisterTransformerSize(width=32, depth=2, head_dim=16)
+    model = FlexTok(
+        FlexTokConfig(
+            vae="none",
+            grid_size=(4, 4),
+            patch_size=4,
+            num_tokens=8,
+            levels=(8, 5, 4),
+            encoder=size,
+            decoder=size,
+            sampling=FlowSamplingConfig(steps=2, guidance=1.0),
+        )
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=(parameter[0].numel() if parameter.ndim > 1 else 4) ** -0.5)
+    images = nn.functional.interpolate(torch.rand(4, 3, 4, 4), size=(16, 16), mode="bilinear")
+    tokens = model.encode(images)
+    assert model.encode(images, length=[1, 8, 3, 5]) == tokens.truncate([1, 8, 3, 5])
+    options = {"steps": 3, "seed": 7}
+    goal = float(psnr(model.decode(tokens, **options), images).median()) - 1e-4
+    found = find_lengths(model, images, tokens, ("psnr", goal), decode_options=options)
+    assert 0 < int(found.reached.sum()) < 4
+    again = psnr(model.decode(tokens.truncate(found.lengths), **options), images)
+    torch.testing.assert_close(again, found.values, rtol=0, atol=1e-4)
+    for row in range(4):
+        alone = model.encode(images[row : row + 1], target=("psnr", goal), decode_options=options)
+        assert alone.lengths[0] == found.lengths[row]
+
+
 def test_exact_images_have_infinite_quality_and_reach_everything() -> None:
     model = Toy(ToyConfig(4))
     images = greys([0.25 + 1 / 32, 0.3])  # the first is what four tokens decode to
