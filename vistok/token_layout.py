@@ -37,6 +37,7 @@ END_OF_RECORDS = b"\0"
 _CHECK_BYTES = 3
 _MAX_LENGTH = 1 << 40
 _MAX_CODED_LENGTH = 1 << 20
+_MAX_VARINT_BYTES = 10
 # A token of a one-word codebook takes no bits, so a few bytes could ask for any amount of memory.
 _FREE_TOKENS = 1 << 22
 
@@ -158,23 +159,29 @@ class TokenLayout:
         Raises:
             TokenFileError: one is damaged, or has too few or too many bytes.
         """
-        parts: list[np.ndarray] = []
+        values: list[np.ndarray] = []
+        rows: list[bytes] = []
+        lengths: list[int] = []
         for number, record in enumerate(records):
-            length, values, used, _ = self._parse(record)
-            if len(values) != length or used != len(record):
-                raise TokenFileError(f"image {number} is damaged: {len(values)} of {length} tokens match their checks")
-            parts.append(values)
-        return self._to_tokens(parts)
+            if self.frequencies is None:
+                length, raw, kept, used, _ = self._parse_packed(record)
+                rows.append(raw)
+            else:
+                length, ids, used, _ = self._parse(record)
+                kept = len(ids)
+                values.append(ids)
+            if kept != length or used != len(record):
+                raise TokenFileError(f"image {number} is damaged: {kept} of {length} tokens match their checks")
+            lengths.append(length)
+        return self.decode_plain(rows, lengths) if self.frequencies is None else self._to_tokens(values)
 
     def decode_plain(self, rows: Sequence[bytes], lengths: Sequence[int]) -> Tokens:
         """Tokens of rows that are packed without checks, as files of version 1 hold them."""
-        parts = []
-        for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            values, valid = self._values(row, length)
-            if not valid:
-                raise TokenFileError(f"image {number} has ids outside the codebook")
-            parts.append(values)
-        return self._to_tokens(parts)
+        if self.kind == "ids":  # all at once
+            ids = torch.from_numpy(unpack(rows, lengths, self.bits_per_token))
+            names = {name: getattr(self, name) for name in NAMES}
+            return Tokens(ids, lengths=lengths, codebook_size=self.codebook_size, **names)
+        return self._to_tokens([self._values(row, length)[0] for row, length in zip(rows, lengths, strict=True)])
 
     def decode_prefix(self, data: bytes | bytearray | memoryview, *, damaged: str = "error") -> Tokens:
         """One image, as far as its bytes go: the tokens of all leading blocks that are there and whole.
@@ -212,11 +219,11 @@ class TokenLayout:
 
     def _most_bytes(self, data: bytes, place: int) -> int:
         """How many bytes from ``place`` on are enough for one record, so that not all of them are copied for each."""
-        length, used = _read_varint(data[place : place + 10])
+        length, used = _read_varint(data[place : place + _MAX_VARINT_BYTES])
         if not used:
             return len(data)
         if self.frequencies is not None:
-            size, more = _read_varint(data[place + used : place + used + 10])
+            size, more = _read_varint(data[place + used : place + used + _MAX_VARINT_BYTES])
             return used + more + size if more else len(data)
         return used + (length * self.bits_per_token + 7) // 8 + _CHECK_BYTES * len(block_ends(min(length, _MAX_LENGTH)))
 
@@ -247,22 +254,23 @@ class TokenLayout:
             the announced length (-1 if not even that is there); the values of the valid prefix; the bytes of the
             record if it is whole, else 0; and whether it is damaged.
         """
-        announced, used = _read_varint(data)
-        nothing = self._no_values()
-        if not used:
-            return -1, nothing, 0, len(data) >= 10
-        length = announced - 1
-        if length < 0:
-            return length, nothing, 0, True
         if self.frequencies is not None:
-            return self._parse_coded(data, length, used)
+            return self._parse_coded(data)
+        length, raw, kept, used, is_damaged = self._parse_packed(data)
+        values, valid = self._values(raw, kept)
+        return length, values, used if valid else 0, is_damaged or not valid
+
+    def _parse_packed(self, data: bytes) -> tuple[int, bytes, int, int, bool]:
+        """As ``_parse``, but the valid prefix still packed, and its length after it."""
+        length, used, is_damaged = _read_length(data)
         bits = self.bits_per_token
-        if not 0 <= length < _MAX_LENGTH or (bits == 0 and length > _FREE_TOKENS):
-            return length, nothing, 0, True
+        if not used or is_damaged or length >= _MAX_LENGTH or (bits == 0 and length > _FREE_TOKENS):
+            return length, b"", 0, 0, is_damaged or used > 0
         check = Check.start(self.seed).after(data[:used])
-        blocks, place, whole, is_damaged, done = [], used, 0, False, 0
-        for end in block_ends(length):
-            size = (end * bits + 7) // 8 - (whole * bits + 7) // 8
+        blocks, place, kept = [], used, 0
+        ends = block_ends(length)
+        for end in ends:
+            size = (end * bits + 7) // 8 - (kept * bits + 7) // 8
             block = data[place : place + size]
             stored = data[place + size : place + size + _CHECK_BYTES]
             if len(block) < size or len(stored) < _CHECK_BYTES:
@@ -272,17 +280,17 @@ class TokenLayout:
                 is_damaged = True
                 break
             blocks.append(block)
-            place, whole, done = place + size + _CHECK_BYTES, end, done + 1
-        complete = done == len(block_ends(length))
-        values, valid = self._values(b"".join(blocks), whole)
-        return length, values, place if complete and valid else 0, is_damaged or not valid
+            place, kept = place + size + _CHECK_BYTES, end
+        whole = len(blocks) == len(ends)
+        return length, b"".join(blocks), kept, place if whole else 0, is_damaged
 
-    def _parse_coded(self, data: bytes, length: int, used: int) -> tuple[int, np.ndarray, int, bool]:
-        size, more = _read_varint(data[used : used + 10])
-        if length > _MAX_CODED_LENGTH:
-            return length, self._no_values(), 0, True
+    def _parse_coded(self, data: bytes) -> tuple[int, np.ndarray, int, bool]:
+        length, used, is_damaged = _read_length(data)
+        if not used or is_damaged or length > _MAX_CODED_LENGTH:
+            return length, self._no_values(), 0, is_damaged or used > 0
+        size, more = _read_varint(data[used : used + _MAX_VARINT_BYTES])
         if not more:
-            return length, self._no_values(), 0, len(data) >= used + 10
+            return length, self._no_values(), 0, len(data) >= used + _MAX_VARINT_BYTES
         begin = used + more
         coded = data[begin : begin + size]
         check = Check.start(self.seed).after(data[:used])
@@ -332,6 +340,14 @@ def header_seed(start: bytes, encoded: bytes) -> int:
     return zlib.crc32(encoded, zlib.crc32(start))
 
 
+def _read_length(data: bytes) -> tuple[int, int, bool]:
+    """The length that a record announces, the bytes that say so (0 if they are not all there), and whether they are damaged."""
+    announced, used = _read_varint(data)
+    if not used:
+        return -1, 0, len(data) >= _MAX_VARINT_BYTES
+    return announced - 1, used, announced == 0
+
+
 def _varint(value: int) -> bytes:
     """Seven bits a byte, the lowest first; the top bit says that more follow."""
     out = bytearray()
@@ -345,7 +361,7 @@ def _varint(value: int) -> bytes:
 def _read_varint(data: bytes) -> tuple[int, int]:
     """The number and its bytes; (0, 0) if its end is not there."""
     value = 0
-    for used, byte in enumerate(data[:10]):
+    for used, byte in enumerate(data[:_MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << 7 * used
         if byte < 0x80:
             return value, used + 1
