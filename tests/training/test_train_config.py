@@ -50,6 +50,6 @@ def test_changed_keys_knows_defaults_of_newer_keys(tmp_path: Path) -> None:
 def test_a_dry_run_is_small_and_offline(tmp_path: Path, task: str) -> None:
     config = toy_config(tmp_path, task=task, loss={"adversarial_weight": 0.1}, gradient_accumulation=4, init_from="x")
     small = dry_run_config(config, tmp_path, processes=2)
-    assert (small.steps, small.batch_size, small.data.train, small.init_from) == (2, 16, "random:16", "")
+    assert (small.steps, small.batch_size, small.data.train, small.init_from) == (2, 16, "random:4", "")
     tokenizer = {"adversarial_weight": 0.1, "pretrained": False, "adversarial_start": 1}
     assert small.loss == (tokenizer if task == "tokenizer" else config.loss)

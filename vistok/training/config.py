@@ -161,7 +161,9 @@ class TrainConfig:
             raise ConfigError("model wants a registered `name` or a `family`")
 
 
-def dry_run_config(config: TrainConfig, folder: str | Path, *, processes: int = 1) -> TrainConfig:
+def dry_run_config(
+    config: TrainConfig, folder: str | Path, *, processes: int = 1, samples: bool = False
+) -> TrainConfig:
     """Two steps of the same recipe on random pictures, offline.
 
     Whatever the recipe does is done once: an adversary starts at the second step, there is a
@@ -172,9 +174,12 @@ def dry_run_config(config: TrainConfig, folder: str | Path, *, processes: int = 
         config: the recipe.
         folder: that takes the place of ``output_dir``.
         processes: which share the batch, two pictures each in a micro batch.
+        samples: whether the model decodes by sampling, in steps that its configuration numbers.
     """
-    loss = dict(config.loss)
+    loss, model = dict(config.loss), dict(config.model)
     if config.task == "tokenizer":
+        if samples:  # one step shows that it runs, and a picture of two steps of training shows nothing more
+            model["sampling"] = {**model.get("sampling", {}), "steps": 1}
         loss["pretrained"] = False
         if loss.get("adversarial_weight"):
             loss["adversarial_start"] = 1
@@ -182,7 +187,8 @@ def dry_run_config(config: TrainConfig, folder: str | Path, *, processes: int = 
         config,
         steps=2,
         batch_size=2 * config.gradient_accumulation * processes,
-        data=replace(config.data, train="random:16", val="random:8", num_workers=0),
+        data=replace(config.data, train="random:4", val="random:2", num_workers=0),
+        model=model,
         loss=loss,
         mixed_precision="no",
         compile=False,

@@ -49,7 +49,7 @@ from vistok.training.guard import FiniteGuard, Stop, Term, make_accelerator
 from vistok.training.log import RunLog, save_run_config
 from vistok.training.optimizer import build_optimizer
 from vistok.training.schedules import build_scheduler
-from vistok.training.task import Task, training_bytes
+from vistok.training.task import Task, decodes_in_steps, training_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,8 @@ def train(
             "a dry run changes the configuration: pass the task's class, not a task of another configuration"
         )
     with tempfile.TemporaryDirectory(prefix="vistok-dry-run-") as folder:
-        small = dry_run_config(config, folder, processes=int(os.environ.get("WORLD_SIZE", "1")))
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        small = dry_run_config(config, folder, processes=processes, samples=decodes_in_steps(config.model))
         if config.task == "tokenizer":
             _check_memory(small)
         run = TrainingRun(small, _make_task(task, small), resume=False, cpu=True)

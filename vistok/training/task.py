@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from vistok.config import from_dict, merge
 from vistok.hub import create_model, empty_model
-from vistok.registry import get_card, model_class
+from vistok.registry import FAMILIES, get_card, model_class
 from vistok.training.config import OptimizerConfig, TrainConfig
 
 
@@ -108,6 +109,12 @@ class Task(ABC):
     @abstractmethod
     def export(self, folder: Path, modules: dict[str, nn.Module]) -> None:
         """Write the (averaged) modules for use."""
+
+
+def decodes_in_steps(spec: dict[str, Any]) -> bool:
+    """Whether the model of a specification decodes by sampling, with a number of steps in its configuration."""
+    family = get_card(spec["name"]).family if "name" in spec else spec.get("family", "")
+    return family in FAMILIES and any(field.name == "sampling" for field in fields(model_class(family).config_class))
 
 
 def training_bytes(spec: dict[str, Any], *, average: bool) -> int:
