@@ -23,6 +23,7 @@ FAMILIES = MappingProxyType(
         "maskgit_vqgan": "vistok.models.maskgit_vqgan:MaskGitVqgan",
         "flextok": "vistok.models.flextok:FlexTok",
         "kl_vae": "vistok.models.kl_vae:KlVae",
+        "gigatok": "vistok.models.gigatok:GigaTok",
         "digit_ar": "vistok.generate.ar:DigitAR",
     }
 )

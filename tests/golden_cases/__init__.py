@@ -136,6 +136,10 @@ def runner_for(case: GoldenCase) -> Callable[[GoldenCase], Iterator[Result]] | N
         from golden_cases.flextok import run
 
         return run
+    if case.family == "gigatok":
+        from golden_cases.gigatok import run
+
+        return run
     return None
 
 

@@ -16,6 +16,7 @@ _RESHAPES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor
     "": (lambda x: x, lambda x: x),
     "conv1x1": (lambda x: x[:, :, 0, 0], lambda x: x[:, :, None, None]),  # a 1x1 convolution as a linear layer
     "row": (lambda x: x[None], lambda x: x[0]),  # without a batch axis
+    "second_axis": (lambda x: x[:, 0][None], lambda x: x[0][:, None]),  # [N, 1, D]: the batch axis comes second
     "channels": (lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None]),  # one weight a channel
     "image": (lambda x: x[0], lambda x: x[None]),  # a constant [C, 1, 1]
     "columns": (

@@ -1,11 +1,15 @@
 """Vector quantisation with a learned codebook (VQ-VAE, arXiv:1711.00937).
 
 With ``l2_norm`` latents and codebook rows are compared on the unit sphere (ViT-VQGAN,
-arXiv:2110.04627). With ``cluster`` rows that are seldom used move towards the latents nearest to
+arXiv:2110.04627). With ``gradient: rotation`` latents get the gradient of their row turned onto them
+(arXiv:2410.06424). With ``entropy_weight`` every latent is drawn to few rows and all latents together
+to many (arXiv:2310.05737). With ``cluster`` rows that are seldom used move towards the latents nearest to
 them (CVQ-VAE, arXiv:2307.15139), as TA-TiTok's training does.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +20,9 @@ from vistok.quantizers.base import Quantized, Quantizer
 
 _CLUSTER_DECAY = 0.99
 _NORM_EPS = 1e-12
+_ROTATION_EPS = 1e-6
+_ENTROPY_TEMPERATURE = 0.01
+_ENTROPY_EPS = 1e-5
 
 
 class VectorQuantizer(Quantizer):
@@ -27,6 +34,9 @@ class VectorQuantizer(Quantizer):
         commitment_cost: weight of the term that draws latents to their rows.
         l2_norm: normalise latents and rows to length one, gradients included.
         cluster: move unused rows to latents in training mode (needs a pass over all processes).
+        gradient: how it reaches latents: ``straight_through`` unchanged, or turned and stretched the way that
+            turns and stretches a latent into its row (``rotation``).
+        entropy_weight: of the entropy term, which is computed in training mode, over this process's latents; 0 for none.
     """
 
     def __init__(
@@ -37,6 +47,8 @@ class VectorQuantizer(Quantizer):
         commitment_cost: float = 0.25,
         l2_norm: bool = False,
         cluster: bool = False,
+        gradient: Literal["straight_through", "rotation"] = "straight_through",
+        entropy_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.codebook_size = codebook_size
@@ -44,6 +56,8 @@ class VectorQuantizer(Quantizer):
         self.commitment_cost = commitment_cost
         self.l2_norm = l2_norm
         self.cluster = cluster
+        self.gradient = gradient
+        self.entropy_weight = entropy_weight
         self.codebook = nn.Parameter(torch.empty(codebook_size, code_dim))
         if cluster:
             self.register_buffer("usage", torch.zeros(codebook_size))
@@ -56,21 +70,25 @@ class VectorQuantizer(Quantizer):
             self.usage.zero_()
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantise [B, L, C]; ``losses`` holds ``commitment`` (with its cost) and ``codebook``."""
+        """Quantise [B, L, C]; ``losses``: ``commitment`` and ``entropy`` (with their weights) and ``codebook``."""
         with torch.autocast(latents.device.type, enabled=False):
             raw = latents.float()
             z, rows = self._normalise(raw), self._normalise(self.codebook.float())
-            with torch.no_grad():
+            wants_entropy = self.training and self.entropy_weight > 0.0
+            with torch.set_grad_enabled(torch.is_grad_enabled() and wants_entropy):
                 distances = self._distances(z.flatten(0, 1), rows)  # [B*L, K]
-                ids = distances.argmin(dim=1).view(z.shape[:2])
+            ids = distances.detach().argmin(dim=1).view(z.shape[:2])
             quantised = F.embedding(ids, rows)
             losses = {
                 "commitment": self.commitment_cost * F.mse_loss(z, quantised.detach()),
                 "codebook": F.mse_loss(quantised, z.detach()),
             }
-            out = z + (quantised - z).detach()
+            if wants_entropy:
+                losses["entropy"] = self.entropy_weight * assignment_entropy(distances)
+            rotates = self.gradient == "rotation"
+            out = rotate_to(z, quantised.detach()) if rotates else z + (quantised - z).detach()
             if self.cluster and self.training:
-                self._move_unused_rows(raw.detach().flatten(0, 1), distances, ids)
+                self._move_unused_rows(raw.detach().flatten(0, 1), distances.detach(), ids)
         return Quantized(latents=out, ids=ids, losses=losses)
 
     def lookup(self, ids: Tensor) -> Tensor:
@@ -97,3 +115,39 @@ class VectorQuantizer(Quantizer):
         anchors = raw[distances.argmin(dim=0)]  # [K, C]
         # In place on the data: the graph of the losses holds copies of what it needs.
         self.codebook.data.mul_(1.0 - blend).add_(anchors * blend)
+
+
+def rotate_to(z: Tensor, target: Tensor) -> Tensor:
+    """The rotation trick (arXiv:2410.06424): ``target`` in value, linear in ``z`` for the gradient.
+
+    The linear map, which is held constant, reflects twice (which is a rotation, in the plane of both)
+    and stretches to the target's length.
+
+    Args:
+        z: [..., C], not zero.
+        target: [..., C], without gradient.
+    """
+    with torch.no_grad():
+        from_unit, to_unit = F.normalize(z, dim=-1, eps=_NORM_EPS), F.normalize(target, dim=-1, eps=_NORM_EPS)
+        middle = F.normalize(from_unit + to_unit, dim=-1, eps=_NORM_EPS)
+        stretch = target.norm(dim=-1, keepdim=True) / (z.norm(dim=-1, keepdim=True) + _ROTATION_EPS)
+    along_middle = (z * middle).sum(dim=-1, keepdim=True)
+    along_from = (z * from_unit).sum(dim=-1, keepdim=True)
+    return stretch * (z - 2.0 * along_middle * middle + 2.0 * along_from * to_unit)
+
+
+def assignment_entropy(distances: Tensor) -> Tensor:
+    """Mean entropy of each latent's soft assignment to rows, less the entropy of the mean assignment.
+
+    Args:
+        distances: squared, [M, K].
+    Returns:
+        a scalar, low where every latent has one near row and all rows are used alike.
+    """
+    logits = distances / -_ENTROPY_TEMPERATURE
+    log_shares = logits.log_softmax(dim=-1)
+    shares = log_shares.exp()
+    mean = shares.mean(dim=0)
+    each = -(shares * log_shares).sum(dim=-1).mean()
+    together = -(mean * (mean + _ENTROPY_EPS).log()).sum()
+    return each - together
