@@ -273,7 +273,6 @@ def test_decoding_nan_is_an_error() -> None:
         ((psnr, 3.0), "higher_is_better"),
         ((3, 3.0), "higher_is_better"),
     ],
-    ids=str,
 )
 def test_targets_that_make_no_sense(target: Any, words: str) -> None:
     with pytest.raises(VistokError, match=words):
