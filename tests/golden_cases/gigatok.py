@@ -14,6 +14,7 @@ from vistok.convert.key_map import Source
 from vistok.convert.titok import PERCEPTUAL_KEYS
 from vistok.errors import CheckpointError
 from vistok.hub import empty_model
+from vistok.losses.adversarial import PatchGan
 from vistok.losses.tokenizer import TokenizerLoss, TokenizerLossConfig
 from vistok.models.base import key_report
 from vistok.models.gigatok import GigaTok, GigaTokConfig
@@ -71,7 +72,9 @@ def build(case: GoldenCase, prefix: str = "") -> tuple[GigaTok, Any]:
     back = key_map.to_published(model.state_dict())
     if back.keys() != state.keys() or not all(torch.equal(back[key], state[key]) for key in state):
         raise AssertionError("official -> ours -> official changed names or values")
-    wrapped = source.read_config({key: tuple(tensor.shape) for key, tensor in state.items()}, source.wrap_config(config))
+    wrapped = source.read_config(
+        {key: tuple(tensor.shape) for key, tensor in state.items()}, source.wrap_config(config)
+    )
     if wrapped != config:
         raise AssertionError(f"the configuration did not survive: {wrapped} from {config}")
     return model.eval(), key_map
@@ -85,8 +88,11 @@ def _input(case: GoldenCase, name: str) -> Any:
     if "tensor" in spec:
         return case.tensor(spec["tensor"])
     image = case.input({"inputs": [{"name": name, **spec}]}, name)
-    # Ours take [0, 1] where the recording's saw 2x - 1, so other transforms are of that number line.
-    return {"2*x-1": image, "x": (image + 1) / 2}[spec.get("transform", "x")]
+    transform = spec.get("transform", "x")
+    if transform == "2*x-1":
+        return image
+    factor = float(transform.removesuffix("x").removesuffix("*") or 1.0)
+    return (factor * image + 1.0) / 2.0  # the recording's number line is [-1, 1]
 
 
 def _compare(case: GoldenCase, step: dict[str, Any], name: str, ours: Tensor | float, **options: Any) -> Result:
@@ -183,6 +189,86 @@ def _places(x: Tensor) -> Tensor:
     return x.transpose(1, 2).unflatten(2, (side, side))
 
 
+# Training.
+
+
+def _loss_config(case: GoldenCase) -> TokenizerLossConfig:
+    args, model = case.config["loss"], case.config["model"]["init_args"]
+    args = args.get("params", args)
+    return TokenizerLossConfig(
+        reconstruction=args.get("reconstruction_loss", "l2"),
+        reconstruction_weight=_PIXEL_SCALE * args["reconstruction_weight"],
+        perceptual="lpips",
+        perceptual_weight=args["perceptual_weight"],
+        quantizer_weight=args["codebook_weight"],
+        pretrained=False,
+        adversarial_weight=args["disc_weight"],
+        adversarial_start=args["disc_start"],
+        discriminator=args["disc_type"],
+        discriminator_weight=args["disc_weight"],
+        lecam_weight=0.001 if args["lecam"] else 0.0,
+        alignment_weight=0.5,
+        auxiliary_end=args["aux_loss_end"],
+        direct_weight=float(args["use_direct_rec_loss"]),
+        map_weight=model.get("fea_rec_loss_weight", 1.0),
+    )
+
+
+def _load_loss_state(case: GoldenCase, loss: TokenizerLoss) -> None:
+    state = case.state("loss.")
+    for prefix, module, key_map, inner in (
+        ("discriminator.", loss.discriminator, DISCRIMINATOR_KEYS, ""),
+        ("perceptual_loss.", loss.perceptual, PERCEPTUAL_KEYS, "lpips."),
+    ):
+        if module is None:
+            continue
+        part = {inner + key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
+        module.load_state_dict(key_map.to_ours(part))
+
+
 def _run_losses(case: GoldenCase) -> Iterator[Result]:
-    return
-    yield
+    model, key_map = build(case, "model.")
+    model.train()
+    config = _loss_config(case)
+    loss = TokenizerLoss(config)
+    if loss.discriminator is not None:
+        loss.discriminator = PatchGan(case.config["loss"].get("disc_dim", 64))
+    loss.train()
+    _load_loss_state(case, loss)
+    (step,) = case.steps
+    images, at = _input(case, "image"), int(_input(case, "global_step"))
+    features = _input(case, "teacher_features")  # [B, h*w, E]
+    side = model.config.grid_size
+    outputs = model(images, **loss.forward_options(at))
+    total, terms = loss.generator(outputs, images, at, features=features.unflatten(1, (side, side)))
+    total.backward()
+    parameters = {name: parameter.grad for name, parameter in model.named_parameters()}
+    none = torch.zeros(())
+    computed: dict[str, Any] = {
+        "vq_loss": terms["codebook"],
+        "commit_loss": terms["commitment"],
+        "entropy_loss_weighted": terms.get("entropy", none),
+        "feature_rec_loss": terms.get("map", none),
+        "rec_loss": terms["reconstruction"],
+        "perceptual_loss": terms["perceptual"],
+        "direct_rec_loss": terms.get("direct_reconstruction", none),
+        "direct_perceptual_loss": terms.get("direct_perceptual", none),
+        "semantic_loss": terms["alignment"] / config.alignment_weight,
+        "inner_feat": outputs["projected"].flatten(1, 2),
+        "generator_total": total,
+        "discriminator_total": _discriminator_total(loss, images, outputs["reconstruction"], at),
+    }
+    for output in step["outputs"]:
+        name = output["name"]
+        if name.startswith("grad_norm/"):
+            gradient = parameters[key_map.name_to_ours(name.removeprefix("grad_norm/"))]
+            yield _compare(case, step, name, none if gradient is None else gradient.norm())
+        elif name in computed:
+            yield _compare(case, step, name, computed[name])
+
+
+def _discriminator_total(loss: TokenizerLoss, images: Tensor, reconstruction: Tensor, step: int) -> Tensor:
+    if not loss.adversary_is_on(step):
+        return torch.zeros(())
+    logits = loss.discriminator(torch.cat([images, reconstruction.detach()]), parts=2)
+    return loss.discriminate(*logits.chunk(2))[0]

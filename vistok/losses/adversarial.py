@@ -1,4 +1,8 @@
-"""The adversarial half of tokenizer training: a patch discriminator, hinge losses, and LeCam averages."""
+"""The adversarial half of tokenizer training: patch discriminators, hinge losses, and LeCam averages.
+
+Every discriminator takes images in [0, 1] and says of how many ``parts`` (real and reconstructed ones)
+the batch is put together.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from torch import Tensor, nn
 from vistok.layers.distributed import all_mean
 
 _SLOPE = 0.1
+_GAN_SLOPE = 0.2
 _LOGIT_GRID = 16
 _BLUR = (1.0, 3.0, 3.0, 1.0)
 
@@ -60,12 +65,53 @@ class PatchDiscriminator(nn.Module):
             nn.Conv2d(channels, channels, 1), nn.LeakyReLU(_SLOPE), nn.Conv2d(channels, 1, 5, padding=2)
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> logits [B, 1, 16, 16]."""
+    def forward(self, images: Tensor, *, parts: int = 1) -> Tensor:
+        """[B, 3, H, W] -> logits [B, 1, 16, 16]; every image is normalised by itself, whatever the parts."""
         x = F.leaky_relu(self.conv_in(images), _SLOPE)
         for stage in self.stages:
             x = stage(x)
         return self.to_logits(F.adaptive_max_pool2d(x, _LOGIT_GRID))
+
+
+class PatchGan(nn.Module):
+    """The discriminator of pix2pix (arXiv:1611.07004) as VQGAN's training uses it, with batch norm.
+
+    Its logits depend on the batch, so real and reconstructed images are normalised apart, and with
+    several processes each normalises its own share.
+
+    Args:
+        base_channels: channels of the first convolution.
+        num_layers: convolutions that halve the size.
+    """
+
+    def __init__(self, base_channels: int = 64, num_layers: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, base_channels, 4, stride=2, padding=1), nn.LeakyReLU(_GAN_SLOPE)]
+        channels = base_channels
+        for layer in range(1, num_layers + 1):
+            out = base_channels * min(2**layer, 8)
+            stride = 2 if layer < num_layers else 1
+            layers += [
+                nn.Conv2d(channels, out, 4, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(out),
+                nn.LeakyReLU(_GAN_SLOPE),
+            ]
+            channels = out
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 4, padding=1))
+        for module in self.layers:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, mean=1.0, std=0.02)
+
+    def forward(self, images: Tensor, *, parts: int = 1) -> Tensor:
+        """[B, 3, H, W] in [0, 1] -> logits [B, 1, h, w].
+
+        Args:
+            images: as large as 2^(num_layers + 1) pixels a side, at least.
+            parts: equal parts of the batch that are normalised apart.
+        """
+        return torch.cat([self.layers(2.0 * part - 1.0) for part in images.chunk(parts)])
 
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -28,5 +28,6 @@ def alignment_loss(projected: Tensor, target: Tensor) -> Tensor:
         )
     with torch.autocast(projected.device.type, enabled=False):
         grid = projected.float().permute(0, 3, 1, 2)  # [B, E, h, w]
-        grid = F.interpolate(grid, size=tuple(target.shape[1:3]), mode="bilinear", align_corners=False)
+        if grid.shape[2:] != target.shape[1:3]:
+            grid = F.interpolate(grid, size=tuple(target.shape[1:3]), mode="bilinear", align_corners=False)
         return -F.cosine_similarity(grid, target.float().permute(0, 3, 1, 2), dim=1).mean()

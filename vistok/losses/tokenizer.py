@@ -2,7 +2,8 @@
 
 One class serves all recipes: cross-entropy against proxy codes where the model gives logits, pixel
 losses where it gives pixels (the TiTok line, arXiv:2406.07550, section 3.3, arXiv:2501.07730), flow
-matching where it gives a velocity (FlexTok, arXiv:2502.13967, section 3). Terms are reported with their weights inside. Everything runs in fp32.
+matching where it gives a velocity (FlexTok, arXiv:2502.13967, section 3), alignment where it gives projected features
+(GigaTok, arXiv:2504.08736, section 3.2). Terms are reported with their weights inside. Everything runs in fp32.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError
-from vistok.losses.adversarial import LeCam, PatchDiscriminator, hinge_discriminator_loss
+from vistok.losses.adversarial import LeCam, PatchDiscriminator, PatchGan, hinge_discriminator_loss
 from vistok.losses.alignment import alignment_loss
+from vistok.losses.diff_augment import diff_augment
 from vistok.losses.flow_matching import flow_matching_loss
 from vistok.losses.perceptual import PerceptualLoss, parse_perceptual
+
+_QUANTIZER_TERMS = ("commitment", "codebook", "entropy")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,14 @@ class TokenizerLossConfig:
         adversarial_weight: of the generator's adversarial term; 0 for no discriminator.
         adversarial_start: the step from which the adversary takes part.
         lecam_weight: of the discriminator's LeCam term.
+        discriminator: ``patch`` (the TiTok line's), ``patchgan`` (VQGAN's) or ``features`` (heads on a frozen network).
+        discriminator_network: the frozen network of ``features``: ``lite0``, or a vision transformer of timm.
+        discriminator_weight: the discriminator's own loss is multiplied by it.
+        diff_augment: augment what the discriminator sees (``vistok.losses.diff_augment``).
+        auxiliary_end: until the step before this one, the convolutions of a model that can do so are also trained past its
+            tokens (GigaTok); 0 for never.
+        direct_weight: of that direct reconstruction's pixel, perceptual and adversarial terms; 0 for none.
+        map_weight: of drawing the map made from tokens to the convolutions' own meanwhile; 0 for not.
         alignment: the frozen network that a model's projected features are aligned with (REPA): ``lite0``, or a
             vision transformer of timm; "" for none.
         alignment_weight: of that term.
@@ -56,6 +68,13 @@ class TokenizerLossConfig:
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     lecam_weight: float = 0.001
+    discriminator: Literal["patch", "patchgan", "features"] = "patch"
+    discriminator_network: str = "vit_small_patch16_224.dino"
+    discriminator_weight: float = 1.0
+    diff_augment: bool = False
+    auxiliary_end: int = 0
+    direct_weight: float = 1.0
+    map_weight: float = 1.0
     alignment: str = ""
     alignment_weight: float = 1.0
     autoencoder: str = "flextok_vae_c16.dfn"
@@ -81,12 +100,23 @@ class TokenizerLoss(nn.Module):
         self.config = config
         uses_perceptual = config.perceptual and config.perceptual_weight
         self.perceptual = PerceptualLoss(config.perceptual, pretrained=config.pretrained) if uses_perceptual else None
-        self.discriminator = PatchDiscriminator() if config.adversarial_weight else None
+        self.discriminator = _make_discriminator(config) if config.adversarial_weight else None
         self.lecam = LeCam() if config.adversarial_weight else None
 
     def adversary_is_on(self, step: int) -> bool:
         """Whether the discriminator takes part at this step."""
         return self.discriminator is not None and step >= self.config.adversarial_start
+
+    def forward_options(self, step: int) -> dict[str, bool]:
+        """What a model that can be trained past its tokens is asked for at this step; see ``GigaTok.forward``."""
+        config = self.config
+        if step + 1 >= config.auxiliary_end:
+            return {}
+        return {"direct": config.direct_weight > 0.0, "match_map": config.map_weight > 0.0}
+
+    def augment(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """What the discriminator sees of a batch [B, 3, H, W]."""
+        return diff_augment(images, generator=generator) if self.config.diff_augment else images
 
     def generator(
         self,
@@ -96,6 +126,7 @@ class TokenizerLoss(nn.Module):
         *,
         codes: Tensor | None = None,
         features: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The tokenizer's loss.
 
@@ -105,6 +136,7 @@ class TokenizerLoss(nn.Module):
             step: decides whether the adversary takes part.
             codes: int64 [B, h*w], the proxy's codes, for models that give logits.
             features: [B, H, W, E], the teacher's, for models that give ``projected`` ones.
+            generator: CPU generator of what the discriminator's augmentation draws.
         Returns:
             the total, and its terms by name.
         """
@@ -113,27 +145,31 @@ class TokenizerLoss(nn.Module):
             terms: dict[str, Tensor] = {}
             if "velocity" in outputs:
                 terms["flow"] = flow_matching_loss(outputs["velocity"], outputs["target"])
-                if features is not None:
-                    terms["alignment"] = config.alignment_weight * alignment_loss(outputs["projected"], features)
             elif "logits" in outputs:
                 terms["reconstruction"] = F.cross_entropy(outputs["logits"].float().flatten(0, 1), codes.flatten())
             else:
-                terms |= self._pixel_terms(outputs["reconstruction"].float(), images.float(), step)
+                terms |= self._pixel_terms(outputs["reconstruction"].float(), images.float(), step, generator)
+            if "direct" in outputs:
+                direct = self._pixel_terms(outputs["direct"].float(), images.float(), step, generator)
+                terms |= {f"direct_{name}": config.direct_weight * value for name, value in direct.items()}
+            if "map_error" in outputs:
+                terms["map"] = config.map_weight * outputs["map_error"]
+            if features is not None:
+                terms["alignment"] = config.alignment_weight * alignment_loss(outputs["projected"], features)
             total = torch.stack(list(terms.values())).sum()
             if "loss_commitment" in outputs:
-                quantizer = config.quantizer_weight * (outputs["loss_commitment"] + outputs["loss_codebook"])
-                terms |= {
-                    "quantizer": quantizer,
-                    "commitment": outputs["loss_commitment"],
-                    "codebook": outputs["loss_codebook"],
-                }
+                parts = {key: outputs[f"loss_{key}"] for key in _QUANTIZER_TERMS if f"loss_{key}" in outputs}
+                quantizer = config.quantizer_weight * torch.stack(list(parts.values())).sum()
+                terms |= {"quantizer": quantizer} | parts
                 total = total + quantizer
             if "kl" in outputs:
                 terms["kl"] = config.kl_weight * outputs["kl"].float().sum() / len(images)
                 total = total + terms["kl"]
         return total, terms
 
-    def _pixel_terms(self, reconstruction: Tensor, images: Tensor, step: int) -> dict[str, Tensor]:
+    def _pixel_terms(
+        self, reconstruction: Tensor, images: Tensor, step: int, generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
         config = self.config
         pixel = images.new_zeros(())
         if "l2" in config.reconstruction:
@@ -145,7 +181,8 @@ class TokenizerLoss(nn.Module):
             terms["perceptual"] = config.perceptual_weight * self.perceptual(images, reconstruction)
         if self.adversary_is_on(step):
             self.discriminator.requires_grad_(False)  # the gradient passes through it to the pixels only
-            terms["adversarial"] = -config.adversarial_weight * self.discriminator(reconstruction).mean()
+            logits = self.discriminator(self.augment(reconstruction, generator))
+            terms["adversarial"] = -config.adversarial_weight * logits.mean()
             self.discriminator.requires_grad_(True)
         return terms
 
@@ -155,6 +192,14 @@ class TokenizerLoss(nn.Module):
             real, fake = real_logits.float(), fake_logits.float()
             hinge = hinge_discriminator_loss(real, fake)
             lecam = self.config.lecam_weight * self.lecam(real, fake).mean()
-            total = hinge + lecam
+            total = self.config.discriminator_weight * hinge + lecam
         terms = {"discriminator": total, "lecam": lecam, "logits_real": real.mean(), "logits_fake": fake.mean()}
         return total, terms
+
+
+def _make_discriminator(config: TokenizerLossConfig) -> nn.Module:
+    if config.discriminator == "features":
+        from vistok.losses.feature_discriminator import FeatureDiscriminator  # timm is slow to import
+
+        return FeatureDiscriminator(config.discriminator_network, pretrained=config.pretrained)
+    return PatchGan() if config.discriminator == "patchgan" else PatchDiscriminator()

@@ -162,10 +162,14 @@ class GigaTok(Tokenizer):
 
     Args:
         config: see ``GigaTokConfig``.
+
+    Attributes:
+        trains_past_tokens: ``forward`` knows ``direct`` and ``match_map``.
     """
 
     family = "gigatok"
     config_class = GigaTokConfig
+    trains_past_tokens = True
 
     def __init__(self, config: GigaTokConfig) -> None:
         super().__init__(config)

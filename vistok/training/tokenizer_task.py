@@ -65,6 +65,9 @@ class TokenizerTask(Task):
                     f"are made from captions, got {wanted[0]} and {wanted[1]}"
                 )
             self.frozen["text"] = ClipTextFeatures(pretrained=self.loss_config.pretrained)
+        if self.loss_config.auxiliary_end and not getattr(self.model, "trains_past_tokens", False):
+            raise ConfigError(f"loss.auxiliary_end: a {type(self.model).__name__} has no way past its tokens")
+        self.find_unused_parameters = bool(getattr(self.model.config, "repa_dim", 0)) and not self.loss_config.alignment
         self._ids: Tensor | None = None
         size = self.model.codebook_size
         self.codebook_size = math.prod(size) if isinstance(size, tuple) else size or 0
@@ -155,10 +158,11 @@ class TokenizerTask(Task):
         """The generator's loss, or the discriminator's on the same, detached reconstruction."""
         images = batch["image"]
         if phase == "discriminator":
-            logits = self.wrapped["discriminator"](torch.cat([images, batch["reconstruction"]]))
+            both = self.losses.augment(torch.cat([images, batch["reconstruction"]]), generator)
+            logits = self.wrapped["discriminator"](both, parts=2)
             return self.losses.discriminate(*logits.chunk(2))
         text = self.frozen["text"](batch["caption"]) if "text" in self.frozen else None
-        kwargs = self._draws(batch, step) | ({} if text is None else {"text": text})
+        kwargs = self._draws(batch, step) | ({} if text is None else {"text": text}) | self.losses.forward_options(step)
         outputs = self.wrapped["model"](images, generator=generator, **kwargs)
         self._ids = outputs.get("ids")
         codes = features = None
@@ -169,7 +173,7 @@ class TokenizerTask(Task):
             features = self.frozen["teacher"](images)
         if "reconstruction" in outputs:
             batch["reconstruction"] = outputs["reconstruction"].detach().float()  # for the discriminator
-        return self.losses.generator(outputs, images, step, codes=codes, features=features)
+        return self.losses.generator(outputs, images, step, codes=codes, features=features, generator=generator)
 
     def _draws(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         """What the model draws for each picture, each picture's its own, however the batch is cut or shared out."""
