@@ -7,6 +7,7 @@ fly. Loading is strict, and no pickle is ever executed.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -30,7 +31,7 @@ from vistok.registry import ModelCard, cards, get_card, list_models, model_class
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 _WEIGHT_FILES = (WEIGHTS_FILE, _DIFFUSERS_FILE, "pytorch_model.bin")
-_WRAPPERS = ("state_dict", "model", "ema")
+_WRAPPERS = ("ema", "model", "state_dict")  # in the order of preference: averaged weights are what papers evaluate
 
 
 def create_model(
@@ -206,7 +207,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         if path.suffix not in CHECKPOINT_SUFFIXES:
             raise CheckpointError(f"{path} is not a checkpoint: wanted {', '.join(CHECKPOINT_SUFFIXES)}")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        # Training checkpoints often hold their arguments; a namespace of plain values runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
@@ -215,9 +218,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # the formats' readers raise types of their own, from every depth
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
+    while isinstance(state, dict) and (inside := [key for key in _WRAPPERS if isinstance(state.get(key), dict)]):
+        state = state[inside[0]]
     pairs = state.items() if isinstance(state, dict) else ()
     if not pairs or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs):
         raise CheckpointError(f"{path} is not a state dict: wanted names and tensors")

@@ -24,11 +24,27 @@ FAMILIES = MappingProxyType(
         "flextok": "vistok.models.flextok:FlexTok",
         "kl_vae": "vistok.models.kl_vae:KlVae",
         "gigatok": "vistok.models.gigatok:GigaTok",
+        "ldm_kl": "vistok.models.ldm_kl:LdmKl",
+        "karl": "vistok.models.karl:Karl",
+        "alit": "vistok.models.alit:Alit",
         "digit_ar": "vistok.generate.ar:DigitAR",
     }
 )
-CARD_MODULES = ("vistok.cards.titok", "vistok.cards.onedpiece", "vistok.cards.flextok", "vistok.cards.house")
-_METRIC_NAMES = {"rfid": "rFID", "gfid": "gFID", "is": "IS", "fid_mjhq": "FID (MJHQ)", "geneval": "GenEval"}
+CARD_MODULES = (
+    "vistok.cards.titok",
+    "vistok.cards.onedpiece",
+    "vistok.cards.flextok",
+    "vistok.cards.gigatok",
+    "vistok.cards.house",
+)
+_METRIC_NAMES = {
+    "rfid": "rFID",
+    "gfid": "gFID",
+    "is": "IS",
+    "lpips": "LPIPS",
+    "fid_mjhq": "FID (MJHQ)",
+    "geneval": "GenEval",
+}
 
 
 @dataclass(frozen=True)
