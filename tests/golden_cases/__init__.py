@@ -136,6 +136,14 @@ def runner_for(case: GoldenCase) -> Callable[[GoldenCase], Iterator[Result]] | N
         from golden_cases.flextok import run
 
         return run
+    if case.family == "karl":
+        from golden_cases.karl import run
+
+        return run
+    if case.family == "alit":
+        from golden_cases.alit import run
+
+        return run
     if case.family == "gigatok":
         from golden_cases.gigatok import run
 

@@ -14,12 +14,14 @@ from vistok.errors import CheckpointError
 
 def sources() -> tuple[Source, ...]:
     """All known sources."""
+    from vistok.convert.alit import ALIT
     from vistok.convert.flextok import FLEXTOK, KL_VAE
     from vistok.convert.gigatok import GIGATOK, GIGATOK_2D
+    from vistok.convert.karl import KARL
     from vistok.convert.maskgit_vqgan import MASKGIT_VQGAN
     from vistok.convert.titok import TITOK
 
-    return (TITOK, MASKGIT_VQGAN, FLEXTOK, KL_VAE, GIGATOK, GIGATOK_2D)
+    return (TITOK, MASKGIT_VQGAN, FLEXTOK, KL_VAE, KARL, ALIT, GIGATOK, GIGATOK_2D)
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]], *, where: str = "checkpoint") -> Source:

@@ -195,6 +195,7 @@ class ConvEncoder(_Stack):
         bias, shortcut: of the residual blocks, see ``ConvResBlock``; ``bias`` is the first convolution's too.
         downsample: ``mean`` of 2x2 pixels, or a learned ``conv``.
         attention: attend after every residual block of the last level and after the first one behind it.
+        mid_attention: whether that last attention is there; None for as ``attention`` says.
         out_kernel: size of the last convolution.
     """
 
@@ -210,6 +211,7 @@ class ConvEncoder(_Stack):
         shortcut: Literal["branch", "input"] = "branch",
         downsample: Literal["mean", "conv"] = "mean",
         attention: bool = False,
+        mid_attention: bool | None = None,
         out_kernel: int = 1,
     ) -> None:
         super().__init__()
@@ -222,7 +224,8 @@ class ConvEncoder(_Stack):
         self.downsample = nn.ModuleList(DownsampleConv(width) for width in widths[:-1] if downsample == "conv")
         self.attention = nn.ModuleList(ConvAttention(last) for _ in range(num_blocks if attention else 0))
         self.mid = _blocks(last, last, num_blocks if num_mid_blocks is None else num_mid_blocks, **options)
-        self.mid_attention = ConvAttention(last) if attention else None
+        attends = attention if mid_attention is None else mid_attention
+        self.mid_attention = ConvAttention(last) if attends else None
         self.norm_out = group_norm(last)
         self.conv_out = nn.Conv2d(last, out_channels, out_kernel, padding=out_kernel // 2)
 
@@ -250,6 +253,7 @@ class ConvDecoder(_Stack):
         num_mid_blocks, bias, shortcut: as in ``ConvEncoder``; the other convolutions always have a bias.
         upsample: ``nearest``: repetition and a 3x3 convolution; or ``depth_to_space``.
         attention: attend after every residual block of the smallest level and after the first one before it.
+        mid_attention: whether that first attention is there; None for as ``attention`` says.
         adaptive_norm: begin every level with an ``AdaptiveGroupNorm`` that the map itself steers.
     """
 
@@ -265,6 +269,7 @@ class ConvDecoder(_Stack):
         shortcut: Literal["branch", "input"] = "branch",
         upsample: Literal["nearest", "depth_to_space"] = "nearest",
         attention: bool = False,
+        mid_attention: bool | None = None,
         adaptive_norm: bool = False,
     ) -> None:
         super().__init__()
@@ -275,7 +280,8 @@ class ConvDecoder(_Stack):
         upsampler = {"nearest": UpsampleConv, "depth_to_space": DepthToSpaceConv}[upsample]
         self.conv_in = nn.Conv2d(in_channels, last, 3, padding=1)
         self.mid = _blocks(last, last, num_blocks if num_mid_blocks is None else num_mid_blocks, **options)
-        self.mid_attention = ConvAttention(last) if attention else None
+        attends = attention if mid_attention is None else mid_attention
+        self.mid_attention = ConvAttention(last) if attends else None
         self.up = nn.ModuleList(
             _blocks(wide, width, num_blocks, **options) for wide, width in zip(before, widths, strict=True)
         )

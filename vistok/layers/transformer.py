@@ -23,8 +23,14 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, *, keep: slice = slice(None)) -> Tensor:
-        """[B, L, D] -> [B, L', D]: the outputs at the positions ``keep``, which attend to all of ``x``."""
+    def forward(self, x: Tensor, *, keep: slice = slice(None), mask: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L', D]: the outputs at the positions ``keep``, which attend to all of ``x``.
+
+        Args:
+            x: the sequence.
+            keep: the positions that are asked for.
+            mask: bool, of a shape that broadcasts to [B, heads, L, L] (what attends, to what): True where it may.
+        """
         width = x.shape[-1]
         if keep == slice(None):
             query, key, value = (self._heads(part) for part in self.qkv(x).chunk(3, dim=-1))
@@ -32,7 +38,9 @@ class SelfAttention(nn.Module):
             weight, bias = self.qkv.weight, self.qkv.bias
             query = self._heads(F.linear(x[:, keep], weight[:width], bias[:width]))
             key, value = (self._heads(part) for part in F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1))
-        out = F.scaled_dot_product_attention(query, key, value)  # [B, heads, L', D / heads]
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., keep, :]
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # [B, heads, L', D / heads]
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -63,9 +71,9 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor, *, keep: slice = slice(None)) -> Tensor:
-        """[B, L, D] -> [B, L', D], computing only the positions ``keep``."""
-        x = x[:, keep] + self.attn(self.norm1(x), keep=keep)
+    def forward(self, x: Tensor, *, keep: slice = slice(None), mask: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L', D], computing only the positions ``keep``; ``mask`` as in ``SelfAttention``."""
+        x = x[:, keep] + self.attn(self.norm1(x), keep=keep, mask=mask)
         return x + self.mlp(self.norm2(x))
 
 
@@ -81,13 +89,13 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, num_heads, mlp_ratio=mlp_ratio) for _ in range(depth))
         self.gradient_checkpointing = False
 
-    def forward(self, x: Tensor, *, keep: slice = slice(None)) -> Tensor:
-        """[B, L, D] -> [B, L', D]; ``keep`` is a slice of positions with explicit bounds."""
+    def forward(self, x: Tensor, *, keep: slice = slice(None), mask: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L', D]; ``keep`` is a slice of positions with explicit bounds, ``mask`` as in ``SelfAttention``."""
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             part = keep if index == last else slice(None)
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, keep=part, use_reentrant=False)
+                x = checkpoint(block, x, keep=part, mask=mask, use_reentrant=False)
             else:
-                x = block(x, keep=part)
+                x = block(x, keep=part, mask=mask)
         return x

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vistok.config import load_config
+from vistok.registry import get_card, model_class
 from vistok.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -19,6 +20,12 @@ __all__ = ["TrainConfig", "build_task", "train"]
 def build_task(config: TrainConfig) -> Task:
     """The task of a configuration, with fresh modules (or those of ``init_from``)."""
     if config.task == "tokenizer":
+        name = config.model.get("name")
+        family = get_card(name).family if name else config.model["family"]
+        if getattr(model_class(family), "adaptive", False) is True:
+            from vistok.training.adaptive_task import AdaptiveTask
+
+            return AdaptiveTask(config)
         from vistok.training.tokenizer_task import TokenizerTask
 
         return TokenizerTask(config)

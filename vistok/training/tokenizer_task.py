@@ -37,18 +37,22 @@ class TokenizerTask(Task):
         config: of the run; ``config.loss`` is a ``TokenizerLossConfig``.
     """
 
+    loss_config_class: type = TokenizerLossConfig
+    loss_class: type = TokenizerLoss
+
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
-        self.loss_config = from_dict(TokenizerLossConfig, config.loss, where="loss")
+        self.loss_config = from_dict(self.loss_config_class, config.loss, where="loss")
         torch.manual_seed(config.seed)
         self.model = self._make_model()
         if config.freeze_encoder:
             self.model.freeze_encoder()
-        self.losses = TokenizerLoss(self.loss_config)
+        self.losses = self.loss_class(self.loss_config)
         self.modules["model"] = self.model
         if self.losses.discriminator is not None:
             self.modules["discriminator"] = self.losses.discriminator
-            self.extra["lecam"] = self.losses.lecam
+            if self.losses.lecam is not None:
+                self.extra["lecam"] = self.losses.lecam
         if self.losses.perceptual is not None:
             self.frozen["perceptual"] = self.losses.perceptual
         if self._gives_logits:
@@ -73,7 +77,8 @@ class TokenizerTask(Task):
         self.codebook_size = math.prod(size) if isinstance(size, tuple) else size or 0
 
     def _make_teacher(self) -> Teacher:
-        teacher = create_teacher(self.loss_config.alignment, pretrained=self.loss_config.pretrained)
+        loss = self.loss_config
+        teacher = create_teacher(loss.alignment, pretrained=loss.pretrained, image_size=loss.alignment_size)
         wanted = getattr(self.model.config, "repa_dim", 0)
         if wanted != teacher.dim:
             raise ConfigError(

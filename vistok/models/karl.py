@@ -1,0 +1,593 @@
+"""KARL: as many tokens as an image needs for a wanted quality, found in one pass.
+
+Paper: Single-pass Adaptive Image Tokenization for Minimum Program Search, arXiv:2507.07995. Matches the published
+``karl_small_*`` checkpoints.
+
+Notable:
+
+- The encoder reads a condition (the wanted mean absolute error), the map of a grid tokenizer with patches, and T
+  latent tokens. Each token comes out with a probability of being superfluous; those above 0.75 are deleted.
+- Deleted tokens need not be the last ones, and a token keeps the position it had. ``kept: any`` therefore writes
+  the number of deleted positions just before a token beside its code (see ``join_gaps``); ``kept: prefix``
+  (house) deletes only a tail, and needs no such number.
+- Training runs twice an iteration: the first run measures an image's error with T tokens, the second learns to
+  need only T tokens for that error. See ``forward``.
+- Published training gave most heads of an image the masks of other images. Masks are each image's own here;
+  ``mixed_masks`` is there to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.errors import ConfigError, VistokError
+from vistok.layers.transformer import Transformer
+from vistok.models.base import Tokenizer
+from vistok.models.grid_base import BaseKind, GridBase, check_base
+from vistok.models.ldm_kl import LdmKlConfig
+from vistok.models.maskgit_vqgan import MaskGitVqganConfig
+from vistok.models.titok import TransformerSize
+from vistok.quantizers import VectorQuantizer
+from vistok.tokens import Tokens
+
+# Mean absolute errors that the encoder has a condition for.
+ERRORS = (
+    0.005,
+    0.01,
+    0.02,
+    0.03,
+    0.04,
+    0.05,
+    0.06,
+    0.07,
+    0.09,
+    0.1,
+    0.12,
+    0.14,
+    0.16,
+    0.18,
+    0.2,
+    0.24,
+    0.28,
+    0.32,
+    0.38,
+)
+# The first run of training asks for one of so many smallest errors, to begin with: for nearly all there is.
+NUM_NEAR_LOSSLESS = 5
+# A token goes whose probability of being superfluous is above this.
+DROP_ABOVE = 0.75
+_TABLE_SIDE = 64
+_HALTING_WIDTH = 512
+
+
+@dataclass(frozen=True)
+class KarlConfig:
+    """Everything that shapes a KARL; the defaults are those of ``karl_small`` on the VQGAN.
+
+    Attributes:
+        image_size, patch_size: pixels a side, of an image and of a position of the base's map.
+        base: the grid tokenizer below: ``vqgan``, ``kl``, or ``pixels`` for none (house).
+        vqgan, kl: its sizes.
+        encoder, decoder: width, depth and heads of the two transformers.
+        num_tokens: N, the number of positions of latent tokens.
+        budget: T where ``encode`` is not told; what the second run of training uses.
+        train_counts: smallest and largest T of the first run, and the step between them.
+        target_error: the mean absolute error that ``encode`` asks for when it is not told.
+        quantizer: ``vq``, or ``none`` for continuous tokens.
+        codebook_size, commitment_cost: of ``vq``, whose codes lie on the unit sphere.
+        code_dim: C, channels of a token.
+        kept: ``any`` tokens may be deleted, or those of a tail only: ``prefix`` (house).
+        mixed_masks: in training, masks mixed among the images of a batch as in the published code.
+    """
+
+    image_size: int = 256
+    patch_size: int = 16
+    base: BaseKind = "vqgan"
+    vqgan: MaskGitVqganConfig = MaskGitVqganConfig()
+    kl: LdmKlConfig = LdmKlConfig(pixels="unit")
+    encoder: TransformerSize = TransformerSize(1024, 8, 8)
+    decoder: TransformerSize = TransformerSize(1024, 8, 8)
+    num_tokens: int = 512
+    budget: int = 256
+    train_counts: tuple[int, int, int] = (16, 368, 16)
+    target_error: float = 0.05
+    quantizer: Literal["vq", "none"] = "vq"
+    codebook_size: int = 4096
+    commitment_cost: float = 0.25
+    code_dim: int = 12
+    kept: Literal["any", "prefix"] = "any"
+    mixed_masks: bool = False
+
+    def __post_init__(self) -> None:
+        check_base(self.base, self.image_size, self.patch_size, self.vqgan, self.kl, self.encoder.width)
+        if min(self.codebook_size, self.code_dim) < 1:
+            raise ConfigError("codebook_size and code_dim are at least 1")
+        if not 1 <= self.budget <= self.num_tokens:
+            raise ConfigError(f"budget lies in 1..num_tokens ({self.num_tokens}), got {self.budget}")
+        low, high, step = self.train_counts
+        if not 1 <= low <= high <= self.num_tokens or step < 1:
+            raise ConfigError(
+                f"train_counts are 1 <= smallest <= largest <= num_tokens ({self.num_tokens}), and a step; "
+                f"got {self.train_counts}"
+            )
+        if not 0.0 <= self.target_error <= 1.0:
+            raise ConfigError(f"target_error lies in [0, 1], got {self.target_error}")
+        if self.image_size // self.patch_size > _TABLE_SIDE:
+            raise ConfigError(f"the map has at most {_TABLE_SIDE} positions a side")
+
+
+class ConditionedEncoder(nn.Module):
+    """[condition, map, latent tokens] through a transformer, of which the latent tokens are kept.
+
+    Args:
+        channels: of the map that patches are added to.
+        patch_size: pixels a side of a position.
+        num_latents: N.
+        num_conditions: rows of the table of conditions.
+        size: of the transformer.
+    """
+
+    def __init__(
+        self, *, channels: int, patch_size: int, num_latents: int, num_conditions: int, size: TransformerSize
+    ) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, size.width - channels, kernel_size=patch_size, stride=patch_size)
+        self.pos_embed = nn.Parameter(torch.empty(size.width, _TABLE_SIDE, _TABLE_SIDE))
+        self.latent_tokens = nn.Parameter(torch.empty(num_latents, size.width))
+        self.conditions = nn.Parameter(torch.empty(num_conditions, size.width))
+        self.norm_pre = nn.LayerNorm(size.width)
+        self.transformer = Transformer(size.width, size.depth, size.num_heads)
+
+    def forward(self, images: Tensor, latents: Tensor, conditions: Tensor, count: int) -> Tensor:
+        """Images [B, 3, H, W], their map [B, h*w, C], rows of the table int64 [B], T -> [B, T, D]."""
+        patches = self.patch_embed(images)  # [B, D - C, h, w]
+        positions = grid_positions(self.pos_embed, patches.shape[-2:])
+        grid = torch.cat([patches.flatten(2).transpose(1, 2), latents.to(patches.dtype)], dim=-1) + positions
+        tokens = self.latent_tokens[:count].expand(len(images), -1, -1)
+        x = torch.cat([self.conditions[conditions][:, None], grid, tokens], dim=1)
+        return self.transformer(self.norm_pre(x), keep=slice(x.shape[1] - count, x.shape[1]))
+
+
+class SparseLatentDecoder(nn.Module):
+    """Latents at chosen positions to a map of features: [mask tokens, latents] of which the mask tokens are kept.
+
+    Args:
+        grid_size: height and width of the map, in positions.
+        latent_dim: C, channels of a latent.
+        num_latents: N, the number of their positions.
+        out_dim: O, channels of the features.
+        size: of the transformer.
+    """
+
+    def __init__(
+        self, *, grid_size: int, latent_dim: int, num_latents: int, out_dim: int, size: TransformerSize
+    ) -> None:
+        super().__init__()
+        width = size.width
+        self.grid_size = grid_size
+        self.latent_embed = nn.Linear(latent_dim, width)
+        self.latent_pos_embed = nn.Parameter(torch.empty(num_latents, width))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(width, _TABLE_SIDE, _TABLE_SIDE))
+        self.norm_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, size.depth, size.num_heads)
+        self.norm_post = nn.LayerNorm(width)
+        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, out_dim))
+
+    def forward(
+        self, latents: Tensor, *, positions: Tensor | None = None, kept: Tensor | None = None, mixed: bool = False
+    ) -> Tensor:
+        """Latents [B, L, C] -> features [B, h*w, O], row by row.
+
+        Args:
+            latents: those of each image.
+            positions: int64 [B, L], of each latent; None for 0..L-1.
+            kept: bool [B, L], latents that are there; the others change nothing. None: all.
+            mixed: see ``KarlConfig.mixed_masks``.
+        """
+        batch, num_patches = len(latents), self.grid_size**2
+        grid = self.mask_token + grid_positions(self.pos_embed, (self.grid_size, self.grid_size))
+        table = self.latent_pos_embed
+        rows = table[: latents.shape[1]] if positions is None else table[positions]
+        x = torch.cat([grid.expand(batch, -1, -1), self.latent_embed(latents) + rows], dim=1)
+        mask = None
+        if kept is not None:
+            seen = F.pad(kept, (num_patches, 0), value=True)  # [B, h*w + L]
+            num_heads = self.transformer.blocks[0].attn.num_heads
+            # That nobody attends to a latent is all it takes: what it attends to itself is not read.
+            mask = _mixed_masks(seen, num_heads) if mixed else seen[:, None, None]
+        x = self.transformer(self.norm_pre(x), keep=slice(0, num_patches), mask=mask)
+        return self.head(self.norm_post(x))
+
+
+class Karl(Tokenizer):
+    """Base, encoder with its halting head, quantizer, decoder.
+
+    Args:
+        config: see ``KarlConfig``.
+    """
+
+    family = "karl"
+    config_class = KarlConfig
+    adaptive = True
+    # For training: the errors it can be asked for, how many of the smallest are to begin with, and parameters that an
+    # iteration may leave out.
+    errors = ERRORS
+    num_first_errors = NUM_NEAR_LOSSLESS
+    may_leave_out: tuple[str, ...] = ()
+
+    def __init__(self, config: KarlConfig) -> None:
+        super().__init__(config)
+        width = config.encoder.width
+        base = GridBase(
+            config.base,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            vqgan=config.vqgan,
+            kl=config.kl,
+        )
+        self.encoder = ConditionedEncoder(
+            channels=base.channels,
+            patch_size=config.patch_size,
+            num_latents=config.num_tokens,
+            num_conditions=len(ERRORS),
+            size=config.encoder,
+        )
+        self.norm_halting = nn.LayerNorm(width)
+        self.halting_head = nn.Sequential(nn.Linear(width, _HALTING_WIDTH), nn.Tanh(), nn.Linear(_HALTING_WIDTH, 1))
+        self.norm_latents = nn.LayerNorm(width)
+        self.to_latents = nn.Linear(width, config.code_dim)
+        self.quantizer: VectorQuantizer | None = None
+        if config.quantizer == "vq":
+            self.quantizer = VectorQuantizer(
+                config.codebook_size, config.code_dim, commitment_cost=config.commitment_cost, l2_norm=True
+            )
+        self.decoder = SparseLatentDecoder(
+            grid_size=base.grid_size,
+            latent_dim=config.code_dim,
+            num_latents=config.num_tokens,
+            out_dim=base.out_channels,
+            size=config.decoder,
+        )
+        self.base = base  # last, so that ``dtype`` is the trained part's
+        self._base_frozen = False
+        self._init_weights()
+
+    # What the object is and can do.
+
+    @property
+    def image_size(self) -> int:
+        return self.config.image_size
+
+    @property
+    def num_tokens(self) -> int:
+        return self.config.num_tokens
+
+    @property
+    def continuous(self) -> bool:
+        return self.config.quantizer == "none"
+
+    @property
+    def codebook_size(self) -> int | tuple[int, ...] | None:
+        """K, or (K, N) where an id also says how many positions before it were deleted."""
+        if self.continuous:
+            return None
+        size = self.config.codebook_size
+        return size if self.config.kept == "prefix" else (size, self.config.num_tokens)
+
+    @property
+    def token_dim(self) -> int:
+        """Channels of a continuous token: C, and one more for the number of deleted positions before it."""
+        return self.config.code_dim + (self.config.kept == "any")
+
+    def no_weight_decay(self) -> tuple[str, ...]:
+        return ()  # published training decays all but one-dimensional parameters
+
+    # From images to tokens.
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Tensor,
+        *,
+        target_error: float | Sequence[float] | Tensor | None = None,
+        max_tokens: int | None = None,
+        length: int | Sequence[int] | Tensor | None = None,
+        target: Any = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        decode_options: Mapping[str, Any] | None = None,
+    ) -> Tokens:
+        """Turn images into as many tokens as they need, in one pass and without gradients.
+
+        Args:
+            images: float RGB in [0, 1], shape [B, 3, H, W]; H = W = ``image_size``.
+            target_error: the mean absolute error that is wanted: one number for all or one for each image. It is
+                rounded up to the next of ``ERRORS``. None: the configuration's (0.05).
+            max_tokens: T, at most so many tokens, 1..``num_tokens``. None: the configuration's budget (256).
+            length: exactly so many tokens for each image, none deleted, instead of ``max_tokens``.
+            target, decode_options: of ordered tokenizers, whose length is searched for; refused here.
+            generator: draws the sample of the ``kl`` base's posterior, as published encoding does; None takes the mean.
+            noise: [B, C, h, w], that sample's noise itself.
+        Returns:
+            ragged Tokens; a row may have 0 tokens.
+        Raises:
+            VistokError: wrong shape, type or values.
+        """
+        if target is not None or decode_options is not None:
+            raise VistokError(f"{self._label} finds lengths itself: say target_error=0.05, a mean absolute error")
+        self.check_images(images)
+        if length is not None and max_tokens is not None:
+            raise VistokError(f"either a length or max_tokens is wanted, got {length!r} and {max_tokens}")
+        images = images.to(self.device, self.dtype)
+        conditions = self.error_index(target_error, len(images))
+        latents = self.base.encode(images, generator=generator, noise=noise)
+        if length is not None:
+            lengths = torch.tensor(self._exact_lengths(length, len(images)), device=self.device)
+        else:
+            count = self.config.budget if max_tokens is None else self._checked_count(max_tokens)
+            lengths = torch.full((len(images),), count, device=self.device)
+        longest = int(lengths.max())
+        values = images.new_zeros((len(images), longest, self.config.code_dim), dtype=torch.float32)
+        kept = torch.zeros((len(images), longest), dtype=torch.bool, device=self.device)
+        # How many latent tokens there are changes what all of them become: rows of one number are one batch.
+        for count in lengths.unique().tolist():
+            rows = (lengths == count).nonzero()[:, 0]
+            hidden = self.encoder(images[rows], latents[rows], conditions[rows], count)
+            values[rows, :count] = self.latents(hidden).float()
+            kept[rows, :count] = True if length is not None else self.keep_mask(self.halting_logits(hidden))
+        return self.pack(values, kept)
+
+    def error_index(self, error: float | Sequence[float] | Tensor | None, batch: int) -> Tensor:
+        """The row of ``ERRORS`` for wanted errors: the smallest that is not below, int64 [B]."""
+        error = self.config.target_error if error is None else error
+        try:
+            wanted = torch.as_tensor(error, dtype=torch.float32, device=self.device).reshape(-1)
+        except (TypeError, ValueError, RuntimeError) as problem:
+            raise VistokError(f"target_error is a number, or one for each image, got {error!r}") from problem
+        if len(wanted) not in (1, batch) or not bool(((wanted >= 0) & (wanted < torch.inf)).all()):
+            raise VistokError(
+                f"target_error is a mean absolute error, 0 or more, or one for each of {batch} images; got {error!r}"
+            )
+        grid = torch.tensor(ERRORS, device=self.device)
+        return torch.searchsorted(grid, wanted).clamp_max(len(ERRORS) - 1).expand(batch)
+
+    def halting_logits(self, hidden: Tensor) -> Tensor:
+        """Encoder outputs [B, T, D] -> logits of a token's being superfluous [B, T]."""
+        return self.halting_head(self.norm_halting(hidden)).squeeze(-1)
+
+    def keep_mask(self, logits: Tensor) -> Tensor:
+        """Halting logits [B, T] -> bool [B, T], which tokens stay."""
+        kept = logits.float().sigmoid() <= DROP_ABOVE
+        if self.config.kept == "prefix":  # all up to the last one that stays
+            kept = kept.flip(1).cummax(dim=1).values.flip(1)
+        return kept
+
+    def latents(self, hidden: Tensor) -> Tensor:
+        """Encoder outputs [B, T, D] -> latents before quantisation [B, T, C]."""
+        return self.to_latents(self.norm_latents(hidden))
+
+    def pack(self, latents: Tensor, kept: Tensor) -> Tokens:
+        """Tokens of latents [B, T, C] before quantisation, without those that are not ``kept`` (bool [B, T])."""
+        names = {"family": self.family, "model": self.name, "weight_hash": self.weight_hash()}
+        lengths = kept.sum(dim=1)
+        longest = int(lengths.max())
+        order = torch.sort((~kept).to(torch.uint8), dim=1, stable=True).indices[:, :longest]  # kept ones first
+        gaps = order - F.pad(order, (1, 0), value=-1)[:, :-1] - 1
+        gaps = torch.where(torch.arange(longest, device=kept.device) < lengths[:, None], gaps, 0)
+        latents = latents.gather(1, order[..., None].expand(-1, -1, latents.shape[2]))
+        if self.continuous:
+            if self.config.kept == "any":
+                latents = torch.cat([latents, gaps[..., None].to(latents.dtype)], dim=-1)
+            return Tokens(latents=latents, lengths=lengths, **names)
+        ids = self.quantizer(latents).ids if longest else order
+        ids = ids if self.config.kept == "prefix" else join_gaps(ids, gaps, self.config.codebook_size)
+        return Tokens(ids=ids, lengths=lengths, codebook_size=self.codebook_size, **names)
+
+    def unpack(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """Tokens -> quantised latents [B, L, C], and their positions int64 [B, L] (None for 0..L-1).
+
+        Positions past the last one, which no encoder writes but a generator may, become the last one.
+        """
+        if self.config.kept == "prefix":
+            return (tokens.latents if self.continuous else self.quantizer.lookup(tokens.ids)), None
+        if self.continuous:
+            latents, gaps = tokens.latents[..., :-1], tokens.latents[..., -1].float().round().long().clamp_min(0)
+        else:
+            ids, gaps = split_gaps(tokens.ids, self.config.codebook_size)
+            latents = self.quantizer.lookup(ids)
+        return latents, (gaps + 1).cumsum(dim=1).sub(1).clamp_max(self.num_tokens - 1)
+
+    # From tokens to images.
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens, *, condition: Any = None, clamp: bool = True) -> Tensor:
+        """Tokens to images [B, 3, H, W]; see ``Tokenizer.decode``. Rows may differ in length, and have 0 tokens."""
+        self.check_tokens(tokens)
+        if condition is not None:
+            raise VistokError(f"{self._label} takes no condition")
+        tokens = tokens.to(self.device)
+        lengths = tokens.lengths
+        longest = int(lengths.max())
+        latents, positions = self.unpack(tokens)
+        kept = None if int(lengths.min()) == longest else tokens.mask()[:, :longest]
+        out = self.decoder(
+            latents[:, :longest].to(self.dtype),
+            positions=None if positions is None else positions[:, :longest],
+            kept=kept,
+        )
+        images = self.base.decode(out).float()
+        return images.clamp_(0.0, 1.0) if clamp else images
+
+    def check_tokens(self, tokens: Tokens) -> None:
+        if isinstance(tokens, Tokens) and len(tokens) and int(tokens.lengths.min()) == 0:
+            # An image may do without tokens: the rest is checked as if it had one.
+            padded = tokens.pad(max(1, tokens.num_tokens))
+            tokens = padded.replace(lengths=padded.lengths.clamp_min(1))
+        super().check_tokens(tokens)
+        if tokens.is_continuous and tokens.channels != self.token_dim:
+            raise VistokError(f"{self._label} decodes latents of {self.token_dim} channels, got {tokens.channels}")
+
+    # Training.
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        count: int | None = None,
+        conditions: Tensor | None = None,
+        noise: Tensor | None = None,
+        uniform: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Any]:
+        """The two runs of a training iteration.
+
+        The first, without mask, finds an image's error with T tokens. The second is asked for that error, has
+        the full budget, is masked by its own predictions, and should find the tokens after the first T superfluous.
+
+        Args:
+            images: float RGB in [0, 1], [B, 3, H, W].
+            count: T; drawn from ``train_counts`` where not given.
+            conditions: int64 [B], the rows of ``ERRORS`` that the first run is asked for.
+            noise: [B, C, h, w], of the ``kl`` base's posterior; without it, its mean.
+            uniform: [B] in [0, 1), draws ``conditions`` among the five smallest errors where they are not given.
+            generator: CPU generator of ``count``.
+        Returns:
+            ``runs``: two dicts, each with ``out`` [B, h*w, O], ``halting`` [B, T] (logits), ``targets`` (of them: 0
+            stays, 1 goes), ``loss_commitment``, ``loss_codebook`` and ``ids`` of ``vq``, and ``reconstruction`` [B, 3,
+            H, W]; where the base is frozen, that is without gradients and of the first run only, and there are
+            ``features`` [B, h*w, C], what is learned to be ``codes``;
+            ``count``: T; ``error``: [B], the first run's mean absolute error;
+            ``codes`` and, of the VQGAN, ``base_ids``: see ``GridTargets``.
+        """
+        config = self.config
+        count = self.draw_count(generator) if count is None else self._checked_count(count)
+        if conditions is None:
+            uniform = torch.rand(len(images), generator=generator) if uniform is None else uniform
+            conditions = (uniform.to(images.device) * NUM_NEAR_LOSSLESS).long()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._base_frozen):
+            latents = self.base.encode(images, noise=noise)
+        goal = self.base.targets(images, latents)
+        first = self._run(images, latents, conditions, count, masked=False)
+        error = (first["reconstruction"].detach().float() - images.float()).abs().flatten(1).mean(dim=1)
+        conditions = self.error_index(error, len(images))
+        second = self._run(images, latents, conditions, config.budget, masked=True)
+        first["targets"] = torch.zeros_like(first["halting"], dtype=torch.float32)
+        late = torch.arange(config.budget, device=images.device) >= count
+        second["targets"] = late.float().expand(len(images), -1)
+        return {
+            "runs": [first, second],
+            "count": count,
+            "error": error,
+            "codes": goal.codes,
+            "base_ids": goal.ids,
+        }
+
+    def _run(self, images: Tensor, latents: Tensor, conditions: Tensor, count: int, *, masked: bool) -> dict[str, Any]:
+        hidden = self.encoder(images, latents, conditions, count)
+        halting, values = self.halting_logits(hidden), self.latents(hidden)
+        out: dict[str, Any] = {"halting": halting}
+        if self.quantizer is not None:
+            quantised = self.quantizer(values)
+            values = quantised.latents
+            out |= {"ids": quantised.ids} | {f"loss_{key}": value for key, value in quantised.losses.items()}
+        kept = self.keep_mask(halting.detach()) if masked else None
+        out["out"] = self.decoder(values, kept=kept, mixed=self.config.mixed_masks)
+        if self._base_frozen:
+            out["features"] = self.base.features(out["out"])
+        if not (self._base_frozen and masked):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._base_frozen):
+                out["reconstruction"] = self.base.decode(out["out"])
+        return out
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """``uniform`` and, of the ``kl`` base, ``noise`` of one image; see ``Tokenizer.draw``."""
+        out = {"uniform": torch.rand((), generator=generator)}
+        shape = self.base.noise_shape()
+        return out if shape is None else out | {"noise": torch.randn(shape, generator=generator)}
+
+    def draw_count(self, generator: torch.Generator | None = None) -> int:
+        """T of the first run, one for a whole batch, from a CPU generator."""
+        low, high, step = self.config.train_counts
+        return low + step * int(torch.randint((high - low) // step + 1, (1,), generator=generator))
+
+    def forward_options(self, step: int, *, pixels: bool) -> dict[str, Any]:
+        """What ``forward`` is told of a training step: nothing."""
+        return {}
+
+    def freeze_base(self) -> None:
+        """Train on the base's latents, and leave the base as it is (stage 1)."""
+        self._base_frozen = True
+        self.base.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Karl:
+        """Set training mode; a frozen base stays in evaluation mode."""
+        super().train(mode)
+        if self._base_frozen:
+            self.base.eval()
+        return self
+
+    def last_layer(self) -> Tensor:
+        """The last weight before the pixels, where adversarial and other gradients are balanced."""
+        return self.decoder.head[2].weight if self.base.codec is None else self.base.codec.decoder.conv_out.weight
+
+    # Helpers.
+
+    def _checked_count(self, count: Any) -> int:
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= self.num_tokens:
+            raise VistokError(
+                f"{self._label} gives 1 to {self.num_tokens} tokens, so max_tokens={count!r} cannot be had"
+            )
+        return count
+
+    def _exact_lengths(self, length: int | Sequence[int] | Tensor, batch: int) -> list[int]:
+        values = length.tolist() if isinstance(length, Tensor) else length
+        lengths = list(values) if isinstance(values, (list, tuple)) else [values] * batch
+        if len(lengths) != batch:
+            raise VistokError(f"length is one whole number, or one for each of {batch} images, got {length!r}")
+        return [self._checked_count(value) for value in lengths]
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """Normal 0.02 (cut at +-2 absolute), zero biases, D^-1/2 for tokens and positions, a condition its own value."""
+        for part in (self.encoder, self.halting_head, self.to_latents, self.decoder):
+            for module in part.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+        for side, size in ((self.encoder, self.config.encoder), (self.decoder, self.config.decoder)):
+            for _, parameter in side.named_parameters(recurse=False):
+                nn.init.normal_(parameter, std=size.width**-0.5)
+        for row, error in enumerate(ERRORS):
+            nn.init.constant_(self.encoder.conditions[row], error)
+
+
+def join_gaps(codes: Tensor, gaps: Tensor, codebook_size: int) -> Tensor:
+    """Ids of codes and of the numbers of deleted positions just before them; without deletions the codes themselves."""
+    return codes + codebook_size * gaps
+
+
+def split_gaps(ids: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """The way back of ``join_gaps``: codes and gaps."""
+    return ids % codebook_size, ids // codebook_size
+
+
+def grid_positions(table: Tensor, size: Sequence[int]) -> Tensor:
+    """A table [D, S, S], thinned out evenly to ``size`` = (h, w) -> [1, h*w, D], row by row."""
+    return F.interpolate(table[None], size=tuple(size), mode="nearest").flatten(2).transpose(1, 2)
+
+
+def _mixed_masks(seen: Tensor, num_heads: int) -> Tensor:
+    """What published training masked: bool [B, heads, L, L] for bool [B, L], heads and images in each other's order."""
+    batch, length = seen.shape
+    pairs = seen[:, :, None] & seen[:, None, :] | torch.eye(length, dtype=torch.bool, device=seen.device)
+    image = torch.arange(batch * num_heads, device=seen.device) % batch
+    return pairs[image].unflatten(0, (batch, num_heads))
