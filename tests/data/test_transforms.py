@@ -63,6 +63,22 @@ def test_random_reaches_both_ends_and_nothing_else():
     assert np.array_equal(left, np.asarray(image)[:, :20]) and np.array_equal(right, np.asarray(image)[:, 20:])
 
 
+def test_arc_random_zooms_up_to_a_quarter_and_reaches_both_ends():
+    image = _noise(40, 20)
+    for x, part in ((0.0, slice(0, 20)), (0.999999, slice(20, 40))):  # no zoom: the picture's own pixels
+        assert np.array_equal(
+            crop_image(image, 20, crop="arc_random", position=(x, 0.5, 0.0)), np.asarray(image)[:, part]
+        )
+    assert np.array_equal(crop_image(image, 20, crop="arc_random"), crop_image(image, 20, crop="arc"))
+    enlarged = np.asarray(image.resize((50, 25), Image.Resampling.BICUBIC))
+    zoomed = crop_image(image, 20, crop="arc_random", position=(0.999999, 0.0, 0.999999))
+    assert np.array_equal(zoomed, enlarged[:20, 30:])
+    large = _noise(200, 100)  # halved with a box filter first, as often as the enlarged edge of 24 allows
+    halved = large.resize((100, 50), Image.Resampling.BOX).resize((50, 25), Image.Resampling.BOX)
+    wanted = np.asarray(halved.resize((48, 24), Image.Resampling.BICUBIC))[:20, :20]
+    assert np.array_equal(crop_image(large, 20, crop="arc_random", position=(0.0, 0.0, 0.7)), wanted)
+
+
 def test_pad_keeps_everything_on_white():
     padded = np.asarray(crop_image(Image.new("RGB", (40, 20), "black"), 20, crop="pad"))
     assert (padded[:5] == 255).all() and (padded[15:] == 255).all() and (padded[5:15] == 0).all()

@@ -17,8 +17,8 @@ class DataConfig:
         val: a source for validation, opened at its ``val`` split, or whole where it has none;
             "" means the ``val`` split of ``train``.
         image_size: side in pixels; None means the model's.
-        crop: of training pictures, a name of ``vistok.data.transforms``. Validation crops the
-            ``center`` where training crops at ``random``.
+        crop: of training pictures, a name of ``vistok.data.transforms``. Validation crops
+            the ``center`` where training crops at ``random``, and ``arc`` for ``arc_random``.
         interpolation: a name of ``vistok.data.transforms``.
         flip: probability of a left-right flip in training.
         shift: training pictures move by up to this fraction of their side, edges repeated.

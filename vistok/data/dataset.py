@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from vistok.data.config import DataConfig
 from vistok.data.sampler import Key, sample_seed
 from vistok.data.sources import ImageSource, NoValSplitError, open_source
-from vistok.data.transforms import check_names, crop_image, shift_pixels, to_tensor
+from vistok.data.transforms import WITHOUT_DRAWS, check_names, crop_image, shift_pixels, to_tensor
 from vistok.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class ImageDataset(Dataset[Item]):
         if not len(source):
             raise DataError(f"the source {source.spec!r} is empty")
         self.source, self.image_size, self.train = source, image_size, train
-        self.crop = "center" if crop == "random" and not train else crop
+        self.crop = crop if train else WITHOUT_DRAWS.get(crop, crop)
         self.interpolation, self.flip, self.shift = interpolation, flip, shift
         self.max_skipped = max_skipped
         # Shared memory: workers are processes, and together they may pass over max_skipped.
@@ -102,11 +102,11 @@ class ImageDataset(Dataset[Item]):
             shown = sample_seed(seed, attempt) % len(self.source)
 
     def _prepare(self, picture: Any, rng: random.Random) -> torch.Tensor:
-        # Always all five draws: changing one option leaves the others' draws as they were. Only
+        # Always all six draws: changing one option leaves the others' draws as they were. Only
         # random() is the same in all versions of Python; randint() need not be.
-        x, y, flip, right, down = (rng.random() for _ in range(5))
+        x, y, flip, right, down, zoom = (rng.random() for _ in range(6))
         picture = crop_image(
-            picture, self.image_size, crop=self.crop, interpolation=self.interpolation, position=(x, y)
+            picture, self.image_size, crop=self.crop, interpolation=self.interpolation, position=(x, y, zoom)
         )
         pixels = np.asarray(picture)
         if self.train:

@@ -8,6 +8,8 @@ The name of the crop is part of a result, since it moves FID. What official code
 - ``arc``: ADM's ``center_crop_arr`` (arXiv:2105.05233): halve with a box filter while the shorter
   edge is at least twice the size, then bicubic, then the centre. LlamaGen and GigaTok, and the
   reference batches of the ADM evaluator.
+- ``arc_random``: ADM's ``random_crop_arr``: as ``arc``, with the shorter edge between the size and
+  5/4 of it, and a random square cut out. Training of LlamaGen and GigaTok.
 - ``random``: the shorter edge is resized to the size, then a random square is cut out. Training of
   TiTok, TA-TiTok and One-D-Piece.
 - ``squash``: both edges are resized to the size, whatever the shape. SEED.
@@ -19,6 +21,7 @@ All of them resize with Pillow, so with antialiasing, and enlarge a picture that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -39,7 +42,10 @@ INTERPOLATIONS = {
 # A picture of 30,000 x 1 pixels would ask for terabytes once its shorter edge is 256.
 _MAX_RESIZED_PIXELS = 1 << 27
 
-Position = tuple[float, float]
+# The largest enlargement of ``arc_random``: at least four fifths of the shorter edge stay in view.
+_LARGEST_ZOOM = 1.25
+
+Position = tuple[float, ...]
 
 
 def crop_image(
@@ -57,7 +63,8 @@ def crop_image(
         size: side of the result in pixels.
         crop: one of ``CROPS``.
         interpolation: one of ``INTERPOLATIONS``.
-        position: where ``random`` cuts, as (x, y) in [0, 1); the other crops ignore it.
+        position: where ``random`` and ``arc_random`` cut, as (x, y) in [0, 1), or (x, y, zoom) where the third says how
+            large ``arc_random`` makes the picture first; the other crops ignore it.
     Raises:
         DataError: unknown crop or interpolation, size below 1, or a picture so thin that
             resizing it would take too much memory.
@@ -107,16 +114,29 @@ def _center(image: Image.Image, size: int, filter: Image.Resampling, position: P
 
 
 def _arc(image: Image.Image, size: int, filter: Image.Resampling, position: Position) -> Image.Image:
-    while min(image.size) >= 2 * size:
-        image = _resize(image, image.width // 2, image.height // 2, Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = _resize(image, round(image.width * scale), round(image.height * scale), filter)
+    image = _arc_resize(image, size, filter)
     return _cut(image, size, (image.width - size) // 2, (image.height - size) // 2)
+
+
+def _arc_random(image: Image.Image, size: int, filter: Image.Resampling, position: Position) -> Image.Image:
+    x, y, *zoom = position
+    largest = math.ceil(size * _LARGEST_ZOOM)
+    edge = size + int(zoom[0] * (largest - size + 1)) if zoom else size
+    image = _arc_resize(image, edge, filter)
+    return _cut(image, size, int(x * (image.width - size + 1)), int(y * (image.height - size + 1)))
+
+
+def _arc_resize(image: Image.Image, edge: int, filter: Image.Resampling) -> Image.Image:
+    """Bring the shorter edge to a length: halves first."""
+    while min(image.size) >= 2 * edge:
+        image = _resize(image, image.width // 2, image.height // 2, Image.Resampling.BOX)
+    scale = edge / min(image.size)
+    return _resize(image, round(image.width * scale), round(image.height * scale), filter)
 
 
 def _random(image: Image.Image, size: int, filter: Image.Resampling, position: Position) -> Image.Image:
     image = _resize_shorter(image, size, filter)
-    x, y = position
+    x, y = position[:2]
     return _cut(image, size, int(x * (image.width - size + 1)), int(y * (image.height - size + 1)))
 
 
@@ -132,9 +152,12 @@ def _pad(image: Image.Image, size: int, filter: Image.Resampling, position: Posi
     return square
 
 
+# What a crop that draws becomes where nothing is drawn (validation).
+WITHOUT_DRAWS = {"random": "center", "arc_random": "arc"}
 CROPS: dict[str, Callable[[Image.Image, int, Image.Resampling, Position], Image.Image]] = {
     "center": _center,
     "arc": _arc,
+    "arc_random": _arc_random,
     "random": _random,
     "squash": _squash,
     "pad": _pad,

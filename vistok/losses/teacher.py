@@ -107,6 +107,8 @@ class TimmTeacher(Teacher):
         return patches.unflatten(1, (side, patches.shape[1] // side))
 
 
-def create_teacher(name: str, *, pretrained: bool = True) -> Teacher:
+def create_teacher(name: str, *, pretrained: bool = True, image_size: int | None = None) -> Teacher:
     """``lite0``, or the name of a vision transformer of timm; see ``Lite0Teacher`` and ``TimmTeacher``."""
-    return Lite0Teacher(pretrained=pretrained) if name == "lite0" else TimmTeacher(name, pretrained=pretrained)
+    if name == "lite0":
+        return Lite0Teacher(pretrained=pretrained)
+    return TimmTeacher(name, pretrained=pretrained, image_size=image_size)

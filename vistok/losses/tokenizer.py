@@ -51,6 +51,7 @@ class TokenizerLossConfig:
         map_weight: of drawing the map made from tokens to the convolutions' own meanwhile; 0 for not.
         alignment: the frozen network that a model's projected features are aligned with (REPA): ``lite0``, or a
             vision transformer of timm; "" for none.
+        alignment_size: side in pixels of what a transformer of timm is shown; None for the size it was trained with.
         alignment_weight: of that term.
         autoencoder: weights (name, hub id or path) of the frozen autoencoder in whose latents a model works.
         proxy: MaskGIT-VQGAN weights (name, hub id or path) whose codes are the targets of a model
@@ -76,6 +77,7 @@ class TokenizerLossConfig:
     direct_weight: float = 1.0
     map_weight: float = 1.0
     alignment: str = ""
+    alignment_size: int | None = None
     alignment_weight: float = 1.0
     autoencoder: str = "flextok_vae_c16.dfn"
     proxy: str = "maskgit_vqgan.imagenet"

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from vistok.config import from_dict, to_dict
 from vistok.data import ImageDataset, collate, open_dataset, open_source
+from vistok.data.transforms import WITHOUT_DRAWS
 from vistok.errors import ConfigError
 from vistok.hub import from_pretrained
 from vistok.losses.teacher import Teacher, create_teacher
@@ -124,7 +125,7 @@ class TokenizerTask(Task):
         indices = range(0, len(data), max(1, len(data) // _LINEAR_FIT_IMAGES))
         images = torch.stack([data[index]["image"] for index in indices])
         images = torch.cat([images, images.flip(-1)]) if self.config.data.flip else images
-        if self.config.data.crop != "random":
+        if self.config.data.crop not in WITHOUT_DRAWS:
             return images
         crops = open_dataset(self.config.data, train=True, image_size=size)
         views = range(min(_LINEAR_FIT_VIEWS, _LINEAR_FIT_IMAGES // len(indices)))
