@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from vistok.config import apply_overrides, from_dict, load_config, load_yaml, merge, save_yaml, to_dict
 from vistok.errors import ConfigError
 from vistok.hub import empty_model
+from vistok.losses.adaptive import AdaptiveLossConfig
 from vistok.losses.tokenizer import TokenizerLossConfig
 from vistok.registry import get_card, model_class
 from vistok.training.config import TrainConfig
@@ -316,7 +317,12 @@ def test_any_data_is_read_or_refused_clearly(data: Any) -> None:
 
 def resolved(path: Path) -> TrainConfig:
     """A file as a run; what only a recipe's children say is filled in for the recipe itself."""
-    some = {"flextok": "flextok_d12_d12.imagenet"}.get(path.parent.name, "titok_s128.imagenet")
+    families = {
+        "flextok": "flextok_d12_d12.imagenet",
+        "karl": "karl_small_vqgan_vq.imagenet",
+        "alit": "alit_small_vqgan_vq.imagenet",
+    }
+    some = families.get(path.parent.name, "titok_s128.imagenet")
     fill = {"name": path.stem, "model": {"name": some}} if path.stem.startswith("base_") else {}
     return from_dict(TrainConfig, merge(fill, load_yaml(path)), where=str(path))
 
@@ -333,7 +339,8 @@ def test_every_configuration_loads_and_its_model_builds(path: Path) -> None:
     model = empty_model(cls, from_dict(cls.config_class, merge(card.config if card else {}, spec), where=str(path)))
     assert sum(parameter.numel() for parameter in model.parameters()) > 0
     if config.task == "tokenizer":
-        from_dict(TokenizerLossConfig, config.loss, where=f"{path}: loss")
+        loss = AdaptiveLossConfig if getattr(cls, "adaptive", None) is True else TokenizerLossConfig
+        from_dict(loss, config.loss, where=f"{path}: loss")
         assert not config.freeze_encoder or model.config.head == "vqgan"
     else:
         assert config.loss["tokenizer"]

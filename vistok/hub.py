@@ -136,6 +136,8 @@ def convert_state(
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     source = recognise(shapes, where=where)
+    if source.losses:
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(source.losses)}
     extra = [key for key in state if source.ignorable and key.startswith(source.ignorable)]
     if extra and not inference_only:
         raise CheckpointError(

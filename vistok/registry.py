@@ -35,6 +35,8 @@ CARD_MODULES = (
     "vistok.cards.onedpiece",
     "vistok.cards.flextok",
     "vistok.cards.gigatok",
+    "vistok.cards.karl",
+    "vistok.cards.alit",
     "vistok.cards.house",
 )
 _METRIC_NAMES = {

@@ -18,10 +18,12 @@ def sources() -> tuple[Source, ...]:
     from vistok.convert.flextok import FLEXTOK, KL_VAE
     from vistok.convert.gigatok import GIGATOK, GIGATOK_2D
     from vistok.convert.karl import KARL
+    from vistok.convert.ldm_kl import LDM_KL, MAGE_VQGAN
     from vistok.convert.maskgit_vqgan import MASKGIT_VQGAN
     from vistok.convert.titok import TITOK
 
-    return (TITOK, MASKGIT_VQGAN, FLEXTOK, KL_VAE, KARL, ALIT, GIGATOK, GIGATOK_2D)
+    # More particular layouts first: MaskGIT-VQGAN's names are part of GigaTok's.
+    return (TITOK, GIGATOK, GIGATOK_2D, FLEXTOK, KL_VAE, KARL, ALIT, LDM_KL, MAGE_VQGAN, MASKGIT_VQGAN)
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]], *, where: str = "checkpoint") -> Source:

@@ -83,5 +83,5 @@ ALIT = Source(
     read_config=_read_config,
     key_map=_key_map,
     wrap_config=_wrap_config,
-    ignorable="gan_losses.",
+    losses="gan_losses.",
 )

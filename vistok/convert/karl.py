@@ -11,14 +11,13 @@ from typing import Any
 
 from vistok.convert import find_key
 from vistok.convert.key_map import KeyMap, Rule, Shapes, Source, count
+from vistok.convert.ldm_kl import codec_rules, kl_config
 from vistok.convert.maskgit_vqgan import decoder_config
 from vistok.errors import CheckpointError, ConfigError
 from vistok.models.grid_base import BaseKind
 from vistok.models.karl import ERRORS, KarlConfig
 from vistok.models.ldm_kl import LdmKlConfig
 from vistok.models.titok import TransformerSize
-
-_LEVELS = range(10)
 
 
 def block_rules(published: str, ours: str) -> list[Rule]:
@@ -35,59 +34,10 @@ def block_rules(published: str, ours: str) -> list[Rule]:
     return [Rule(f"{published}.{{}}.{left}", f"{ours}.blocks.{{}}.{right}") for left, right in pairs]
 
 
-def codec_rules(published: str, ours: str) -> list[Rule]:
-    """Rules of a convolutional codec of the VQGAN line under the given prefixes (with their dots)."""
-    attention = [("norm", "norm"), ("q", "query"), ("k", "key"), ("v", "value"), ("proj_out", "proj")]
-    pairs: list[tuple[str, str]] = []
-    for side, levels in (("encoder", "down"), ("decoder", "up")):
-        pairs += [(f"{side}.mid.block_{number}.*", f"{side}.mid.{number - 1}.*") for number in (1, 2)]
-        pairs += [(f"{side}.mid.attn_1.{left}.*", f"{side}.mid_attention.{right}.*") for left, right in attention]
-        pairs += [
-            (f"{side}.{levels}.{{}}.block.{{}}.nin_shortcut.*", f"{side}.{levels}.{{}}.{{}}.shortcut.*"),
-            (f"{side}.{levels}.{{}}.block.{{}}.*", f"{side}.{levels}.{{}}.{{}}.*"),
-        ]
-        pairs += [(f"{side}.{name}.*", f"{side}.{name}.*") for name in ("conv_in", "norm_out", "conv_out")]
-    # A level's convolution leads to the next one down, or up; published numbers are those of the level itself.
-    pairs += [(f"encoder.down.{level}.downsample.conv.*", f"encoder.downsample.{level}.*") for level in _LEVELS]
-    pairs += [(f"decoder.up.{level}.upsample.conv.*", f"decoder.upsample.{level - 1}.*") for level in _LEVELS[1:]]
-    pairs += [("quant_conv.*", "to_moments.*"), ("post_quant_conv.*", "from_latents.*")]
-    pairs += [("quantize.embedding.weight", "quantizer.codebook")]
-    return [Rule(published + left, ours + right) for left, right in pairs]
-
-
-def attention_rules(level: int, published: str, ours: str) -> list[Rule]:
-    """Rules of the attention of the encoder's last level, whose number is part of the published names."""
-    attention = [("norm", "norm"), ("q", "query"), ("k", "key"), ("v", "value"), ("proj_out", "proj")]
-    return [
-        Rule(f"{published}encoder.down.{level}.attn.{{}}.{left}.*", f"{ours}encoder.attention.{{}}.{right}.*")
-        for left, right in attention
-    ]
-
-
 def base_rules(base: BaseKind, kl: LdmKlConfig) -> list[Rule]:
     """Rules of the grid tokenizer inside a checkpoint."""
     published = {"vqgan": "base_tokenizer.vqgan.", "kl": "base_tokenizer.vae."}[base]
-    return [
-        *attention_rules(len(kl.multipliers) - 1, published, "base.codec."),
-        *codec_rules(published, "base.codec."),
-    ]
-
-
-def kl_config(shapes: Shapes, prefix: str, image_size: int, *, pixels: str) -> LdmKlConfig:
-    """Sizes of a KL autoencoder whose tensors lie under ``prefix`` (with its dot)."""
-    levels = count(shapes, rf"{prefix}encoder\.down\.(\d+)\.")
-    base = shapes[f"{prefix}encoder.conv_in.weight"][0]
-    return LdmKlConfig(
-        image_size=image_size,
-        base_channels=base,
-        multipliers=tuple(
-            shapes[f"{prefix}encoder.down.{level}.block.0.conv1.weight"][0] // base for level in range(levels)
-        ),
-        num_blocks=count(shapes, rf"{prefix}encoder\.down\.0\.block\.(\d+)\."),
-        latent_channels=shapes[f"{prefix}post_quant_conv.weight"][0],
-        attention=f"{prefix}encoder.down.{levels - 1}.attn.0.q.weight" in shapes,
-        pixels=pixels,
-    )
+    return codec_rules(published, "base.codec.", levels=len(kl.multipliers))
 
 
 def read_base(shapes: Shapes, image_size: int | None) -> dict[str, Any]:
@@ -228,5 +178,5 @@ KARL = Source(
     read_config=_read_config,
     key_map=_key_map,
     wrap_config=_wrap_config,
-    ignorable="gan_losses.",
+    losses="gan_losses.",
 )

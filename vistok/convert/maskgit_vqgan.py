@@ -72,7 +72,7 @@ def _wrap_config(config: MaskGitVqganConfig) -> dict[str, Any]:
 MASKGIT_VQGAN = Source(
     title="MaskGIT-VQGAN (maskgit-vqgan-imagenet-f16-256.bin)",
     family="maskgit_vqgan",
-    signature=frozenset({"quantize.embedding.weight", "encoder.down.0.block.0.norm1.weight", "decoder.conv_in.weight"}),
+    signature=frozenset({"quantize.embedding.weight", "encoder.mid.0.norm1.weight", "decoder.conv_in.weight"}),
     read_config=_read_config,
     key_map=lambda config: _KEY_MAP,
     wrap_config=_wrap_config,

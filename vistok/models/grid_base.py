@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vistok.errors import ConfigError
 from vistok.layers.kl_autoencoder import sample_posterior
+from vistok.layers.patches import patchify, unpatchify
 from vistok.models.ldm_kl import LdmKl, LdmKlConfig
 from vistok.models.maskgit_vqgan import MaskGitVqgan, MaskGitVqganConfig
 
@@ -83,7 +84,7 @@ class GridBase(nn.Module):
     def targets(self, images: Tensor, latents: Tensor) -> GridTargets:
         """What the transformer should give for images whose map ``latents`` [B, h*w, C] is."""
         if self.codec is None:
-            return GridTargets(self._to_patches(images))
+            return GridTargets(patchify(images, self.patch_size))
         if isinstance(self.codec, MaskGitVqgan):
             quantised = self.codec.quantizer(latents)
             return GridTargets(self.codec.quantizer.lookup(quantised.ids), quantised.ids)
@@ -99,9 +100,7 @@ class GridBase(nn.Module):
         """What the transformer gives, [B, h*w, O] -> images [B, 3, H, W], not clamped."""
         values = self.features(out)
         if self.codec is None:
-            grid, patch = self.grid_size, self.patch_size
-            pixels = values.view(-1, grid, grid, patch, patch, 3).permute(0, 5, 1, 3, 2, 4)
-            return pixels.reshape(-1, 3, self.image_size, self.image_size)
+            return unpatchify(values, self.patch_size, (self.grid_size, self.grid_size))
         if isinstance(self.codec, MaskGitVqgan):
             return self.codec.decode_latents(values)
         # Not divided by the scaling factor: published decoders were tuned to scaled latents.
@@ -110,10 +109,6 @@ class GridBase(nn.Module):
     def noise_shape(self) -> tuple[int, int, int] | None:
         """Of the posterior's noise of one image; None where there is none."""
         return (self.channels, self.grid_size, self.grid_size) if self.kind == "kl" else None
-
-    def _to_patches(self, images: Tensor) -> Tensor:
-        grid, patch = self.grid_size, self.patch_size
-        return images.view(-1, 3, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1).reshape(len(images), grid**2, -1)
 
 
 def check_base(

@@ -18,6 +18,7 @@ Notable:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,13 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError, VistokError
+from vistok.layers.linear_codec import LinearCodec
 from vistok.layers.transformer import Transformer
 from vistok.models.base import Tokenizer
 from vistok.models.grid_base import BaseKind, GridBase, check_base
 from vistok.models.ldm_kl import LdmKlConfig
 from vistok.models.maskgit_vqgan import MaskGitVqganConfig
 from vistok.models.titok import TransformerSize
-from vistok.quantizers import VectorQuantizer
+from vistok.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from vistok.tokens import Tokens
 
 # Mean absolute errors that the encoder has a condition for.
@@ -79,11 +81,14 @@ class KarlConfig:
         budget: T where ``encode`` is not told; what the second run of training uses.
         train_counts: smallest and largest T of the first run, and the step between them.
         target_error: the mean absolute error that ``encode`` asks for when it is not told.
-        quantizer: ``vq``, or ``none`` for continuous tokens.
+        quantizer: ``vq``, ``none`` for continuous tokens, or ``fsq`` (house).
         codebook_size, commitment_cost: of ``vq``, whose codes lie on the unit sphere.
+        levels: of ``fsq``, one a channel.
         code_dim: C, channels of a token.
         kept: ``any`` tokens may be deleted, or those of a tail only: ``prefix`` (house).
         mixed_masks: in training, masks mixed among the images of a batch as in the published code.
+        init: ``random``, or ``linear`` (house): a frozen linear codec lies under the transformers, which learn what it
+            misses. Call ``fit_linear`` with training images before training.
     """
 
     image_size: int = 256
@@ -97,17 +102,23 @@ class KarlConfig:
     budget: int = 256
     train_counts: tuple[int, int, int] = (16, 368, 16)
     target_error: float = 0.05
-    quantizer: Literal["vq", "none"] = "vq"
+    quantizer: Literal["vq", "none", "fsq"] = "vq"
     codebook_size: int = 4096
     commitment_cost: float = 0.25
+    levels: tuple[int, ...] = ()
     code_dim: int = 12
     kept: Literal["any", "prefix"] = "any"
     mixed_masks: bool = False
+    init: Literal["random", "linear"] = "random"
 
     def __post_init__(self) -> None:
         check_base(self.base, self.image_size, self.patch_size, self.vqgan, self.kl, self.encoder.width)
         if min(self.codebook_size, self.code_dim) < 1:
             raise ConfigError("codebook_size and code_dim are at least 1")
+        if self.quantizer == "fsq" and len(self.levels) != self.code_dim:
+            raise ConfigError(f"fsq takes one level count a channel: code_dim is {self.code_dim}, levels {self.levels}")
+        if self.init == "linear" and (self.base, self.quantizer, self.kept) != ("pixels", "fsq", "prefix"):
+            raise ConfigError("init: linear goes with base: pixels, quantizer: fsq and kept: prefix")
         if not 1 <= self.budget <= self.num_tokens:
             raise ConfigError(f"budget lies in 1..num_tokens ({self.num_tokens}), got {self.budget}")
         low, high, step = self.train_counts
@@ -181,7 +192,13 @@ class SparseLatentDecoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, out_dim))
 
     def forward(
-        self, latents: Tensor, *, positions: Tensor | None = None, kept: Tensor | None = None, mixed: bool = False
+        self,
+        latents: Tensor,
+        *,
+        positions: Tensor | None = None,
+        kept: Tensor | None = None,
+        mixed: bool = False,
+        grid: Tensor | None = None,
     ) -> Tensor:
         """Latents [B, L, C] -> features [B, h*w, O], row by row.
 
@@ -190,12 +207,14 @@ class SparseLatentDecoder(nn.Module):
             positions: int64 [B, L], of each latent; None for 0..L-1.
             kept: bool [B, L], latents that are there; the others change nothing. None: all.
             mixed: see ``KarlConfig.mixed_masks``.
+            grid: [B, h*w, D], added to the mask tokens: a first picture to improve upon.
         """
         batch, num_patches = len(latents), self.grid_size**2
-        grid = self.mask_token + grid_positions(self.pos_embed, (self.grid_size, self.grid_size))
+        masks = self.mask_token + grid_positions(self.pos_embed, (self.grid_size, self.grid_size))
+        masks = masks.expand(batch, -1, -1) if grid is None else masks + grid
         table = self.latent_pos_embed
         rows = table[: latents.shape[1]] if positions is None else table[positions]
-        x = torch.cat([grid.expand(batch, -1, -1), self.latent_embed(latents) + rows], dim=1)
+        x = torch.cat([masks, self.latent_embed(latents) + rows], dim=1)
         mask = None
         if kept is not None:
             seen = F.pad(kept, (num_patches, 0), value=True)  # [B, h*w + L]
@@ -243,8 +262,10 @@ class Karl(Tokenizer):
         self.halting_head = nn.Sequential(nn.Linear(width, _HALTING_WIDTH), nn.Tanh(), nn.Linear(_HALTING_WIDTH, 1))
         self.norm_latents = nn.LayerNorm(width)
         self.to_latents = nn.Linear(width, config.code_dim)
-        self.quantizer: VectorQuantizer | None = None
-        if config.quantizer == "vq":
+        self.quantizer: VectorQuantizer | FiniteScalarQuantizer | None = None
+        if config.quantizer == "fsq":
+            self.quantizer = FiniteScalarQuantizer(config.levels)
+        elif config.quantizer == "vq":
             self.quantizer = VectorQuantizer(
                 config.codebook_size, config.code_dim, commitment_cost=config.commitment_cost, l2_norm=True
             )
@@ -255,6 +276,9 @@ class Karl(Tokenizer):
             out_dim=base.out_channels,
             size=config.decoder,
         )
+        if config.init == "linear":
+            self.linear = LinearCodec(config.image_size, config.num_tokens, config.code_dim)
+            self.linear_embed = nn.Conv2d(3, config.decoder.width, config.patch_size, stride=config.patch_size)
         self.base = base  # last, so that ``dtype`` is the trained part's
         self._base_frozen = False
         self._init_weights()
@@ -275,11 +299,20 @@ class Karl(Tokenizer):
 
     @property
     def codebook_size(self) -> int | tuple[int, ...] | None:
-        """K, or (K, N) where an id also says how many positions before it were deleted."""
+        """K (the levels, of ``fsq``), and the number of positions as one more factor where an id says how many before it
+        were deleted."""
         if self.continuous:
             return None
-        size = self.config.codebook_size
-        return size if self.config.kept == "prefix" else (size, self.config.num_tokens)
+        size = self.quantizer.codebook_size
+        if self.config.kept == "prefix":
+            return size
+        return (*(size if isinstance(size, tuple) else (size,)), self.config.num_tokens)
+
+    @property
+    def num_codes(self) -> int:
+        """K, the number of codes of a token."""
+        size = self.quantizer.codebook_size
+        return math.prod(size) if isinstance(size, tuple) else size
 
     @property
     def token_dim(self) -> int:
@@ -340,7 +373,7 @@ class Karl(Tokenizer):
         for count in lengths.unique().tolist():
             rows = (lengths == count).nonzero()[:, 0]
             hidden = self.encoder(images[rows], latents[rows], conditions[rows], count)
-            values[rows, :count] = self.latents(hidden).float()
+            values[rows, :count] = self.latents(hidden, images[rows]).float()
             kept[rows, :count] = True if length is not None else self.keep_mask(self.halting_logits(hidden))
         return self.pack(values, kept)
 
@@ -369,9 +402,10 @@ class Karl(Tokenizer):
             kept = kept.flip(1).cummax(dim=1).values.flip(1)
         return kept
 
-    def latents(self, hidden: Tensor) -> Tensor:
-        """Encoder outputs [B, T, D] -> latents before quantisation [B, T, C]."""
-        return self.to_latents(self.norm_latents(hidden))
+    def latents(self, hidden: Tensor, images: Tensor | None = None) -> Tensor:
+        """Encoder outputs [B, T, D] (and their images, for ``init: linear``) -> latents before quantisation [B, T, C]."""
+        latents = self.to_latents(self.norm_latents(hidden))
+        return latents + self.linear.encode(images)[:, : hidden.shape[1]] if self.config.init == "linear" else latents
 
     def pack(self, latents: Tensor, kept: Tensor) -> Tokens:
         """Tokens of latents [B, T, C] before quantisation, without those that are not ``kept`` (bool [B, T])."""
@@ -387,7 +421,7 @@ class Karl(Tokenizer):
                 latents = torch.cat([latents, gaps[..., None].to(latents.dtype)], dim=-1)
             return Tokens(latents=latents, lengths=lengths, **names)
         ids = self.quantizer(latents).ids if longest else order
-        ids = ids if self.config.kept == "prefix" else join_gaps(ids, gaps, self.config.codebook_size)
+        ids = ids if self.config.kept == "prefix" else join_gaps(ids, gaps, self.num_codes)
         return Tokens(ids=ids, lengths=lengths, codebook_size=self.codebook_size, **names)
 
     def unpack(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
@@ -400,7 +434,7 @@ class Karl(Tokenizer):
         if self.continuous:
             latents, gaps = tokens.latents[..., :-1], tokens.latents[..., -1].float().round().long().clamp_min(0)
         else:
-            ids, gaps = split_gaps(tokens.ids, self.config.codebook_size)
+            ids, gaps = split_gaps(tokens.ids, self.num_codes)
             latents = self.quantizer.lookup(ids)
         return latents, (gaps + 1).cumsum(dim=1).sub(1).clamp_max(self.num_tokens - 1)
 
@@ -417,13 +451,36 @@ class Karl(Tokenizer):
         longest = int(lengths.max())
         latents, positions = self.unpack(tokens)
         kept = None if int(lengths.min()) == longest else tokens.mask()[:, :longest]
-        out = self.decoder(
+        _, images = self.decode_latents(
             latents[:, :longest].to(self.dtype),
             positions=None if positions is None else positions[:, :longest],
             kept=kept,
         )
-        images = self.base.decode(out).float()
+        images = images.float()
         return images.clamp_(0.0, 1.0) if clamp else images
+
+    def decode_latents(
+        self, latents: Tensor, *, positions: Tensor | None = None, kept: Tensor | None = None, mixed: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Quantised latents [B, L, C] -> what the base decodes [B, h*w, O], and images [B, 3, H, W], not clamped.
+
+        Args:
+            latents, positions, kept, mixed: see ``SparseLatentDecoder``.
+        """
+        options = {"positions": positions, "kept": kept, "mixed": mixed}
+        if self.config.init != "linear":
+            out = self.decoder(latents, **options)
+            return out, self.base.decode(out)
+        # A sum of components: without a token is with zeros for it.
+        pixels = self.linear.decode(latents if kept is None else latents * kept[..., None])
+        out = self.decoder(latents, **options, grid=self.linear_embed(pixels).flatten(2).transpose(1, 2))
+        return out, self.base.decode(out) + pixels
+
+    def fit_linear(self, images: Tensor) -> None:
+        """Start ``init: linear`` from training images [M, 3, H, W] in [0, 1]: their principal components."""
+        if self.config.init != "linear":
+            raise VistokError("fit_linear is for models with init: linear")
+        self.linear.fit(images)
 
     def check_tokens(self, tokens: Tokens) -> None:
         if isinstance(tokens, Tokens) and len(tokens) and int(tokens.lengths.min()) == 0:
@@ -491,18 +548,21 @@ class Karl(Tokenizer):
 
     def _run(self, images: Tensor, latents: Tensor, conditions: Tensor, count: int, *, masked: bool) -> dict[str, Any]:
         hidden = self.encoder(images, latents, conditions, count)
-        halting, values = self.halting_logits(hidden), self.latents(hidden)
+        halting, values = self.halting_logits(hidden), self.latents(hidden, images)
         out: dict[str, Any] = {"halting": halting}
         if self.quantizer is not None:
             quantised = self.quantizer(values)
             values = quantised.latents
             out |= {"ids": quantised.ids} | {f"loss_{key}": value for key, value in quantised.losses.items()}
         kept = self.keep_mask(halting.detach()) if masked else None
-        out["out"] = self.decoder(values, kept=kept, mixed=self.config.mixed_masks)
-        if self._base_frozen:
-            out["features"] = self.base.features(out["out"])
-        if not (self._base_frozen and masked):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._base_frozen):
+        options = {"kept": kept, "mixed": self.config.mixed_masks}
+        if not self._base_frozen:
+            out["out"], out["reconstruction"] = self.decode_latents(values, **options)
+            return out
+        out["out"] = self.decoder(values, **options)
+        out["features"] = self.base.features(out["out"])
+        if not masked:
+            with torch.no_grad():
                 out["reconstruction"] = self.base.decode(out["out"])
         return out
 
@@ -568,6 +628,16 @@ class Karl(Tokenizer):
                 nn.init.normal_(parameter, std=size.width**-0.5)
         for row, error in enumerate(ERRORS):
             nn.init.constant_(self.encoder.conditions[row], error)
+        if self.config.init == "linear":
+            # The transformers start as "add nothing"; what feeds tokens into the decoder must not start small, or the
+            # gradient that teaches them never arrives.
+            for name, module in self.named_modules():
+                if isinstance(module, nn.Linear) and ".blocks." in name:  # 0.02 is far too little at small widths
+                    nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            for head in (self.to_latents, self.decoder.head[2]):
+                nn.init.zeros_(head.weight)
+            for embed in (self.decoder.latent_embed, self.linear_embed):
+                nn.init.normal_(embed.weight, std=0.5 * embed.weight[0].numel() ** -0.5)
 
 
 def join_gaps(codes: Tensor, gaps: Tensor, codebook_size: int) -> Tensor:
