@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.test_karl import KL, VQGAN
 from tiny_models import pictures
 
 from vistok.errors import ConfigError, VistokError
@@ -14,8 +15,6 @@ from vistok.hub import from_pretrained
 from vistok.models.alit import Alit, AlitConfig, select_rollout
 from vistok.models.titok import TransformerSize
 from vistok.tokens import Tokens
-
-from models.test_karl import KL, VQGAN
 
 SIZE = TransformerSize(48, 2, 2)
 BASE = AlitConfig(

@@ -156,8 +156,7 @@ def test_gaps_past_the_last_position_are_cut() -> None:
 
 
 def test_saved_tokens_come_back(tmp_path: Path) -> None:
-    model = make("kl_continuous_prefix")
-    for model in (model, make("vqgan_vq"), make("vqgan_continuous")):
+    for model in map(make, ("kl_continuous_prefix", "vqgan_vq", "vqgan_continuous")):
         tokens = model.encode(pictures(3))
         tokens.save(tmp_path / "a.vtk")
         again = Tokens.load(tmp_path / "a.vtk")

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from models.test_alit import KINDS as ALIT
+from models.test_karl import KINDS as KARL
 
 from vistok.config import to_dict
 from vistok.data.config import DataConfig
@@ -16,9 +18,6 @@ from vistok.hub import from_pretrained
 from vistok.training import TrainConfig, build_task, train
 from vistok.training.adaptive_task import AdaptiveTask
 from vistok.training.config import EmaConfig, OptimizerConfig
-
-from models.test_alit import KINDS as ALIT
-from models.test_karl import KINDS as KARL
 
 
 def config(tmp_path: Path, family: str, kind: str, **changes: Any) -> TrainConfig:

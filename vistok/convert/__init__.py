@@ -22,8 +22,8 @@ def sources() -> tuple[Source, ...]:
     from vistok.convert.maskgit_vqgan import MASKGIT_VQGAN
     from vistok.convert.titok import TITOK
 
-    # More particular layouts first: MaskGIT-VQGAN's names are part of GigaTok's.
-    return (TITOK, GIGATOK, GIGATOK_2D, FLEXTOK, KL_VAE, KARL, ALIT, LDM_KL, MAGE_VQGAN, MASKGIT_VQGAN)
+    # More particular layouts first: MaskGIT-VQGAN's names are part of GigaTok's. A family is written in its first layout.
+    return (TITOK, GIGATOK, GIGATOK_2D, FLEXTOK, KL_VAE, KARL, ALIT, LDM_KL, MASKGIT_VQGAN, MAGE_VQGAN)
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]], *, where: str = "checkpoint") -> Source:
