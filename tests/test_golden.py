@@ -47,6 +47,18 @@ def test_flextok_layouts_and_autoencoders_match_the_recording(name: str, golden_
     assert rows and [row.output for row in rows if row.status != "pass"] == []
 
 
+@pytest.mark.parametrize("name", ["bl-names", "bl2d-names", "sb2d-names"])
+def test_gigatok_layouts_match_the_recording(name: str, golden_root: Path) -> None:
+    rows = run_case(golden_root / "gigatok" / name)
+    assert rows and [row.output for row in rows if row.status != "pass"] == []
+
+
+@pytest.mark.slow
+def test_published_gigatok_matches_the_recording(golden_root: Path) -> None:
+    rows = run_case(golden_root / "gigatok" / "ss-full")
+    assert rows and [row.output for row in rows if row.status != "pass"] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["d12_d12_encode", "d12_d12_velocity", "d12_d12_detokenize"])
 def test_published_flextok_matches_the_recording(name: str, golden_root: Path) -> None:

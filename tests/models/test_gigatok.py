@@ -190,6 +190,28 @@ def test_fresh_models_have_the_published_initialisation() -> None:
     assert biases and not any(bias.any() for bias in biases)
 
 
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"layout": "2d", "num_tokens": 64}])
+def test_the_house_initialisation_attends_to_what_is_near(changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = GigaTok(replace(BASE, init="local", **changes)).eval()
+    place = model.decoder.pos_embed
+    attention = model.decoder.blocks[0].attn
+    if attention.qk_norm:
+        query, key = attention.query(place), attention.key(place)
+    else:
+        query, key, _ = attention.qkv(place).chunk(3, dim=-1)
+    logits = (query @ key.transpose(1, 2))[0]
+    rows, columns = torch.arange(64) // 8, torch.arange(64) % 8
+    steps = (rows[:, None] - rows).abs() + (columns[:, None] - columns).abs()
+    nearness = [float(logits[steps == count].mean()) for count in (0, 1, 3, 6)]
+    assert nearness == sorted(nearness, reverse=True) and nearness[0] > 0.0
+    if model.config.layout == "1d":
+        last = rearrange(model.decoder.token_pos_embed[:, -8:], "b (r c) d -> b d r c", r=2)
+        wanted = reduce(rearrange(place, "b (h w) d -> b d h w", h=8), "b d (r h) (c w) -> b d r c", "mean", r=2, c=4)
+        torch.testing.assert_close(last, wanted)
+    assert 0.4 < float(model.decode(model.encode(pictures(2))).mean()) < 0.6
+
+
 @pytest.mark.parametrize(
     ("short", "millions"),
     [
@@ -294,6 +316,8 @@ def test_pyramid_queries_are_means_of_parts() -> None:
         ({"layout": "2d"}, "set num_tokens 64, got 16"),
         ({"layers": "plain"}, "a sequence has to read"),
         ({"decoder_multipliers": (1, 2, 2)}, "as many levels"),
+        ({"init": "local", "query_init": "mean"}, "places tokens by their pyramid"),
+        ({"init": "local", "encoder": TransformerSize(30, 1, 2)}, "multiples of four"),
         ({"codebook_size": 0}, "codebook_size is at least 1"),
         ({"entropy_weight": -1.0}, "entropy_weight is not negative"),
     ],

@@ -94,6 +94,7 @@ CARDS = (
             "repa_dim": 112,
             "repa_depth": 2,
             "usage_window": 0,
+            "init": "local",
         },
         licence="Apache-2.0",
         preprocessing={"image_size": 64, "crop": "center", "interpolation": "bicubic", "range": [0.0, 1.0]},

@@ -24,7 +24,15 @@ from torch import Tensor, nn
 
 from vistok.errors import ConfigError, VistokError, nearest
 from vistok.layers.conv import ConvDecoder, ConvEncoder
-from vistok.layers.query_transformer import MapToTokens, MapTransformer, TokensToMap, check_pyramid
+from vistok.layers.positions import sincos_2d
+from vistok.layers.query_transformer import (
+    MapToTokens,
+    MapTransformer,
+    ReadAttention,
+    TokensToMap,
+    check_pyramid,
+    pyramid_cells,
+)
 from vistok.models.base import Tokenizer
 from vistok.models.titok import TransformerSize
 from vistok.quantizers import VectorQuantizer
@@ -40,6 +48,7 @@ SIZES = {
     "xxxl": TransformerSize(2560, 48, 40),
 }
 _NORM_GROUPS = 32
+_LOCAL_POSITION = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ class GigaTokConfig:
         repa_dim: channels of the network that inner features are aligned with, for the head that projects them; 0 for no head.
         repa_depth: after how many of the decoder's blocks.
         usage_window: length of a record of ids that published checkpoints carry; nothing reads it. 0 for none.
+        init: ``normal``: weights of 0.02 as published; or ``local`` (house): weights that keep the size of what passes,
+            and attention that begins with what is near, so that minutes on a CPU are enough.
     """
 
     image_size: int = 256
@@ -95,6 +106,7 @@ class GigaTokConfig:
     repa_dim: int = 768
     repa_depth: int = 3
     usage_window: int = 65536
+    init: Literal["normal", "local"] = "normal"
 
     def __post_init__(self) -> None:
         counts = (
@@ -140,6 +152,10 @@ class GigaTokConfig:
             raise ConfigError("layers: plain is for layout: 2d: a sequence has to read the map")
         if self.layout == "1d" and self.query_init == "pyramid":
             check_pyramid(self.grid_size, self.num_tokens)
+        if self.init == "local" and self.layout == "1d" and self.query_init != "pyramid":
+            raise ConfigError(f"init: local places tokens by their pyramid; query_init is {self.query_init}")
+        if self.init == "local" and any(self.size(side).width % 4 for side in ("encoder", "decoder")):
+            raise ConfigError("init: local takes widths that are multiples of four")
 
     @property
     def downsampling(self) -> int:
@@ -342,17 +358,43 @@ class GigaTok(Tokenizer):
     @torch.no_grad()
     def _init_weights(self) -> None:
         """Normal 0.02 (cut at +-2 absolute) and zero biases, D^-1/2 for positions; torch's own around the quantizer."""
+        local = self.config.init == "local"
         for part in (self.conv_encoder, self.encoder, self.decoder, self.repa_head, self.conv_decoder):
             for module in () if part is None else part.modules():
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
-                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5 if local else 0.02)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
         for side in (self.encoder, self.decoder):
             for _, parameter in side.named_parameters(recurse=False):
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+            if local:
+                self._init_local(side)
+        if local:  # the steered norms begin as plain ones, and pictures as grey
+            for norm in self.conv_decoder.adaptive:
+                nn.init.ones_(norm.scale.bias)
+                for layer in (norm.scale, norm.shift):
+                    nn.init.zeros_(layer.weight)
+            nn.init.trunc_normal_(self.conv_decoder.conv_out.weight, std=0.02)
         if self.config.l2_norm:
             self.quantizer.codebook.copy_(F.normalize(self.quantizer.codebook, dim=-1))
+
+    def _init_local(self, side: MapToTokens | TokensToMap | MapTransformer) -> None:
+        """Positions on the grid; a token is where the cell is that its query is the mean of; queries seek keys like them."""
+        size, width = self.config.grid_size, side.pos_embed.shape[-1]
+        grid = sincos_2d(size, size, width).to(side.pos_embed)
+        grid = grid - grid.mean(dim=(2, 3), keepdim=True)
+        grid = _LOCAL_POSITION * grid / grid.std()
+        side.pos_embed.copy_(grid.flatten(2).transpose(1, 2))
+        if self.config.layout == "1d":
+            cells = [F.adaptive_avg_pool2d(grid, shape).flatten(2) for shape in pyramid_cells(self.num_tokens)]
+            side.token_pos_embed.copy_(torch.cat(cells, dim=2).transpose(1, 2))
+        for module in side.modules():
+            if isinstance(module, ReadAttention):
+                if module.qk_norm:
+                    module.key.weight.copy_(module.query.weight)
+                else:
+                    module.qkv.weight[width : 2 * width] = module.qkv.weight[:width]
 
 
 def _projection_head(width: int, out_dim: int) -> nn.Sequential:
