@@ -17,7 +17,7 @@ from vistok.models.maskgit_vqgan import MaskGitVqgan
 
 from golden_cases import GoldenCase
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 CASES = ("karl/tiny-vqgan-quant", "karl/tiny-vae-quant", "alit/tiny-vqgan-quant", "alit/tiny-vae-quant")
 
 
