@@ -71,7 +71,8 @@ def create_model(
                 raise CheckpointError(f"{where} holds another {model.family} than {name}:\n{report}")
         model.name = name
         return model
-    config = from_dict(cls.config_class, merge(card.config, changes), where=name)
+    defaults = {"sampling": dict(card.sampling)} if card.sampling else {}
+    config = from_dict(cls.config_class, merge(merge(defaults, card.config), changes), where=name)
     model = cls(config).to(device=device, dtype=dtype).eval()
     model.name = name
     return model

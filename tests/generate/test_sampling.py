@@ -99,3 +99,33 @@ def test_updated_ignores_none_and_names_unknown_options():
     assert SamplingConfig(top_k=3).updated(top_k=None, top_p=0.5) == SamplingConfig(top_k=3, top_p=0.5)
     with pytest.raises(VistokError, match="did you mean temperature"):
         SamplingConfig().updated(temprature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [5.0, 5.0, 5.0]),
+        ("linear", [1.0, 3.0, 5.0]),
+        ("linear_down", [5.0, 3.0, 1.0]),
+        ("triangular", [1.0, 5.0, 1.0]),
+        ("power_cosine", [1.0, 3.0, 5.0]),
+        ("flipped_cosine", [3.0, 1.0, 0.0]),
+    ],
+)
+def test_guidance_schedules_at_their_start_middle_and_end(schedule: str, expected: list[float]) -> None:
+    settings = SamplingConfig(cfg_scale=5.0, cfg_schedule=schedule)
+    assert [settings.scale_at(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx(expected, abs=1e-9)
+
+
+def test_guidance_keeps_to_its_window_and_starts_from_its_floor() -> None:
+    window = SamplingConfig(cfg_scale=4.0, cfg_start=0.2, cfg_end=0.5)
+    assert [window.scale_at(progress) for progress in (0.1, 0.2, 0.5, 0.6)] == [1.0, 4.0, 4.0, 1.0]
+    assert SamplingConfig(cfg_scale=13.0, cfg_schedule="power_cosine", cfg_floor=2.0).scale_at(0.0) == 2.0
+    assert SamplingConfig(cfg_scale=13.0, cfg_schedule="power_cosine", cfg_power=3.0).scale_at(0.5) < 2.0
+    assert window.at(0.3) is window and window.at(0.9).cfg_scale == 1.0
+
+
+@pytest.mark.parametrize("bad", [{"cfg_schedule": "cosin"}, {"cfg_end": 1.5}, {"cfg_start": 0.5, "cfg_end": 0.4}])
+def test_bad_guidance_schedules_are_refused(bad: dict) -> None:
+    with pytest.raises(ConfigError, match="cfg_"):
+        SamplingConfig(**bad)

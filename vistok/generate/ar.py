@@ -22,7 +22,7 @@ from vistok.generate.autoregressive import AutoregressiveGenerator
 from vistok.generate.base import class_labels, evaluating
 from vistok.generate.digits import DigitCode, DigitEmbedding, DigitHead
 from vistok.generate.kv_cache import KVCache
-from vistok.generate.sampling import Drawn, SamplingConfig
+from vistok.generate.sampling import Drawn, SamplingConfig, uniform_of
 from vistok.layers.transformer import Mlp
 from vistok.tokens import Tokens
 
@@ -191,11 +191,13 @@ class DigitAR(AutoregressiveGenerator):
         *,
         lengths: Tensor | None = None,
         sample_seeds: Tensor | None = None,
+        progress: float = 0.0,
     ) -> dict[str, Tensor]:
         """The mean negative log-likelihood of a token, in nats; see ``Generator.forward``."""
+        del progress  # nothing changes in the course of its training
         labels = torch.full_like(ids[:, 0], -1) if condition is None else condition
         if self.training and self.config.class_dropout > 0 and self.conditional:
-            dropped = _uniform_like(labels, sample_seeds) < self.config.class_dropout
+            dropped = uniform_of(labels, sample_seeds) < self.config.class_dropout
             labels = labels.masked_fill(dropped, -1)
         digits = self.code.split(ids)
         hidden = self._hidden(digits, labels)
@@ -272,14 +274,3 @@ class DigitAR(AutoregressiveGenerator):
         if cache is not None:
             cache.advance(x.shape[1])
         return self.norm(x)
-
-
-def _uniform_like(labels: Tensor, sample_seeds: Tensor | None) -> Tensor:
-    """Numbers in [0, 1), one a row: a hash of its seed where there is one."""
-    if sample_seeds is None:
-        return torch.rand(labels.shape, device=labels.device)
-    # Two rounds of multiply and shift (splitmix64); int64 arithmetic wraps around, as wanted.
-    mixed = sample_seeds * -7046029254386353131
-    for multiplier in (-4658895280553007687, -7723592293110705685):
-        mixed = (mixed ^ ((mixed >> 30) & 0x3FFFFFFFF)) * multiplier
-    return ((mixed >> 11) & 0x1FFFFFFFFFFFFF).double() / 2.0**53

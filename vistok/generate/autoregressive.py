@@ -59,6 +59,13 @@ class AutoregressiveGenerator(Generator):
     def join_conditions(self, first: Any, second: Any) -> Any:
         """The rows of both."""
 
+    def progress(self, position: int) -> float:
+        """How far generation is, in [0, 1], when the token at this position is drawn: what guidance schedules read.
+
+        It counts in all the tokens that a row could have, so that a row's first tokens do not depend on how many are wanted.
+        """
+        return position / self.num_tokens
+
     def token_noise(self, seeds: Sequence[int]) -> Tensor:
         """Uniform numbers [B, num_tokens, draws_per_token], a function of each row's seed; token t reads [:, t]."""
         return row_noise(seeds, (self.num_tokens, self.draws_per_token)).to(self.device)
@@ -168,7 +175,10 @@ class Rollout:
                 hidden = self._next_hidden()
                 null = hidden[self.num_rows :] if self.sampling.guided else None
                 drawn = self.model.draw_tokens(
-                    hidden[: self.num_rows], noise[:, self.length], self.sampling, null_hidden=null
+                    hidden[: self.num_rows],
+                    noise[:, self.length],
+                    self.sampling.at(self.model.progress(self.length)),
+                    null_hidden=null,
                 )
                 self._ids[:, self.length] = drawn.indices
                 self._log_probs[0, :, self.length] = drawn.log_probs

@@ -86,7 +86,13 @@ class Generator(PretrainedModel, ABC):
 
     @abstractmethod
     def forward(
-        self, ids: Tensor, condition: Any = None, *, lengths: Tensor | None = None, sample_seeds: Tensor | None = None
+        self,
+        ids: Tensor,
+        condition: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        sample_seeds: Tensor | None = None,
+        progress: float = 0.0,
     ) -> dict[str, Tensor]:
         """The training loss.
 
@@ -96,6 +102,7 @@ class Generator(PretrainedModel, ABC):
             lengths: int64 [B], the tokens of each row that count; None counts all.
             sample_seeds: int64 [B]; the dropped conditions become a function of them, whatever the batch is.
                 None draws from torch's global generator.
+            progress: the share of the training that is done, in [0, 1], for what changes in its course.
         Returns:
             ``loss`` (scalar, with gradient), ``nll_per_token`` (scalar, nats), and others by name.
         """

@@ -9,9 +9,10 @@ distribution: one uniform number a draw, whatever the size of the vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from vistok.errors import ConfigError, VistokError, nearest
 from vistok.seeds import stable_seed
 
+CfgSchedule = Literal["constant", "linear", "linear_down", "triangular", "power_cosine", "flipped_cosine"]
 _SEED_LIMIT = 2**63
 Self = TypeVar("Self", bound="SamplingConfig")
 
@@ -33,6 +35,10 @@ class SamplingConfig:
         top_p: keep the most likely tokens whose probabilities first reach this sum; 1 keeps all.
         min_p: drop tokens less likely than this fraction of the most likely one; 0 drops none.
         cfg_scale: classifier-free guidance, null + scale * (conditional - null); 1 is off.
+        cfg_schedule: how the scale goes from ``cfg_floor`` to ``cfg_scale`` in the course of generation; see ``scale_at``.
+        cfg_power: of ``power_cosine`` and ``flipped_cosine``: larger ones rise later.
+        cfg_start, cfg_end: outside this part of the course, in [0, 1], the scale is ``cfg_floor``.
+        cfg_floor: the scale where the schedule has its zero; 1 is no guidance there.
     """
 
     temperature: float = 1.0
@@ -40,6 +46,11 @@ class SamplingConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     cfg_scale: float = 1.0
+    cfg_schedule: CfgSchedule = "constant"
+    cfg_power: float = 1.0
+    cfg_start: float = 0.0
+    cfg_end: float = 1.0
+    cfg_floor: float = 1.0
 
     def __post_init__(self) -> None:
         checks = {
@@ -48,6 +59,11 @@ class SamplingConfig:
             "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1 (off)"),
             "min_p": (0.0 <= self.min_p < 1.0, "from 0 (off) to below 1"),
             "cfg_scale": (0.0 <= self.cfg_scale < float("inf"), "0 or more, where 1 is off"),
+            "cfg_schedule": (self.cfg_schedule in get_args(CfgSchedule), f"one of {', '.join(get_args(CfgSchedule))}"),
+            "cfg_power": (0.0 <= self.cfg_power < float("inf"), "0 or more"),
+            "cfg_start": (0.0 <= self.cfg_start <= 1.0, "from 0 to 1"),
+            "cfg_end": (self.cfg_start <= self.cfg_end <= 1.0, "from cfg_start to 1"),
+            "cfg_floor": (0.0 <= self.cfg_floor < float("inf"), "0 or more"),
         }
         for name, (good, wanted) in checks.items():
             if not good:
@@ -62,6 +78,32 @@ class SamplingConfig:
     def guided(self) -> bool:
         """Whether the null condition is computed too."""
         return self.cfg_scale != 1.0
+
+    def scale_at(self, progress: float) -> float:
+        """The guidance scale when this share of the generation is done, in [0, 1].
+
+        ``constant`` is ``cfg_scale``; the others are ``cfg_floor + (cfg_scale - cfg_floor) * shape``,
+        with the shape r for ``linear``, 1 - r for ``linear_down``, a peak in the middle for
+        ``triangular``, (1 - cos(pi r^power)) / 2 for ``power_cosine`` and cos(pi r^power) / 2 for
+        ``flipped_cosine``, which ends below the floor, as MaskGen ships it.
+        """
+        if not self.cfg_start <= progress <= self.cfg_end:
+            return self.cfg_floor
+        wave = math.cos(math.pi * progress**self.cfg_power)
+        shape = {
+            "constant": 1.0,
+            "linear": progress,
+            "linear_down": 1.0 - progress,
+            "triangular": 1.0 - abs(2.0 * progress - 1.0),
+            "power_cosine": (1.0 - wave) / 2,
+            "flipped_cosine": wave / 2,
+        }[self.cfg_schedule]
+        return max(0.0, self.cfg_floor + (self.cfg_scale - self.cfg_floor) * shape)
+
+    def at(self: Self, progress: float) -> Self:
+        """These settings with the guidance scale of this moment."""
+        scale = self.scale_at(progress)
+        return self if scale == self.cfg_scale else dataclasses.replace(self, cfg_scale=scale)
 
     def updated(self: Self, **changes: Any) -> Self:
         """A copy with the changes that are not None.
@@ -193,3 +235,17 @@ def row_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
         generator.manual_seed(seed)
         torch.rand(*shape, generator=generator, out=noise[row])
     return noise
+
+
+def uniform_of(labels: Tensor, sample_seeds: Tensor | None) -> Tensor:
+    """Numbers in [0, 1), one for each of ``labels``: a hash of its seed where seeds are given, else torch's global draw.
+
+    For what training draws for a row, as whether its class is hidden: the same whatever the batch is.
+    """
+    if sample_seeds is None:
+        return torch.rand(labels.shape, device=labels.device)
+    # Two rounds of multiply and shift (splitmix64); int64 arithmetic wraps around, as wanted.
+    mixed = sample_seeds * -7046029254386353131
+    for multiplier in (-4658895280553007687, -7723592293110705685):
+        mixed = (mixed ^ ((mixed >> 30) & 0x3FFFFFFFF)) * multiplier
+    return ((mixed >> 11) & 0x1FFFFFFFFFFFFF).double() / 2.0**53

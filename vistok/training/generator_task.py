@@ -93,7 +93,11 @@ class GeneratorTask(Task):
         """Negative log-likelihood a token, in nats."""
         self._ids = batch["ids"]
         out = self.wrapped["model"](
-            batch["ids"], batch["label"], lengths=batch["length"], sample_seeds=batch["sample_seed"]
+            batch["ids"],
+            batch["label"],
+            lengths=batch["length"],
+            sample_seeds=batch["sample_seed"],
+            progress=step / max(1, self.config.steps),
         )
         return out["loss"], {"nll_per_token": out["nll_per_token"]}
 
