@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vistok.models.alit import Alit, select_rollout
+from vistok.models.alit import Alit
 
 from golden_cases import GoldenCase, Result
 from golden_cases.karl import build, code_margins, compare_ids, name_tensors, read_input, run_layout
@@ -50,7 +50,8 @@ def _run_rollouts(case: GoldenCase, step: dict[str, Any]) -> Iterator[Result]:
             unit, rows = (torch.nn.functional.normalize(x, dim=-1) for x in (rollout.values, model.quantizer.codebook))
             values["token_margin"] = code_margins(unit, rows)
         computed |= {f"{name}_{number}": value for name, value in values.items() if value is not None}
-    computed["selected_rollout"] = torch.tensor(select_rollout(errors, read_input(case, "threshold")))
+    chosen = model.encode(images, target_error=read_input(case, "threshold"), noise=noise, uniform=uniform)
+    computed["selected_rollout"] = chosen.lengths[0] // model.config.tokens_per_rollout - 1
     names = {output["name"] for output in step["outputs"]}
     for name in (output["name"] for output in step["outputs"]):
         margins = name.replace("indices", "token_margin")

@@ -44,10 +44,6 @@ class Toy(Tokenizer):
         return self.config.side
 
     @property
-    def num_tokens(self) -> int:
-        return self.config.num_tokens
-
-    @property
     def codebook_size(self) -> int:
         return 2
 

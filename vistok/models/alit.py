@@ -26,12 +26,11 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError, VistokError
 from vistok.layers.latent_transformer import LatentDecoder
 from vistok.layers.transformer import Transformer
-from vistok.models.base import Tokenizer
-from vistok.models.grid_base import BaseKind, GridBase, GridTargets, check_base
+from vistok.models.adaptive import AdaptiveTokenizer
+from vistok.models.grid_base import BaseKind, GridTargets, check_base
 from vistok.models.ldm_kl import LdmKlConfig
 from vistok.models.maskgit_vqgan import MaskGitVqganConfig
 from vistok.models.titok import TransformerSize
-from vistok.quantizers import VectorQuantizer
 from vistok.tokens import Tokens
 
 
@@ -168,7 +167,7 @@ class Rollout:
     drop: Tensor | None = None
 
 
-class Alit(Tokenizer):
+class Alit(AdaptiveTokenizer):
     """Base, recurrent encoder, quantizer, decoder.
 
     Args:
@@ -177,18 +176,11 @@ class Alit(Tokenizer):
 
     family = "alit"
     config_class = AlitConfig
-    adaptive = True
-    errors: tuple[float, ...] = ()  # of a condition, for training: it has none
+    may_leave_out = ("encoder.mask_token", "encoder.rollout_embed", "encoder.norm_next")
 
     def __init__(self, config: AlitConfig) -> None:
         super().__init__(config)
-        base = GridBase(
-            config.base,
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            vqgan=config.vqgan,
-            kl=config.kl,
-        )
+        base = self.make_base()
         enc, dec = config.encoder, config.decoder
         self.encoder = RecurrentEncoder(
             channels=base.channels,
@@ -200,11 +192,7 @@ class Alit(Tokenizer):
         )
         self.norm_latents = nn.LayerNorm(enc.width)
         self.to_latents = nn.Linear(enc.width, config.code_dim)
-        self.quantizer: VectorQuantizer | None = None
-        if config.quantizer == "vq":
-            self.quantizer = VectorQuantizer(
-                config.codebook_size, config.code_dim, commitment_cost=config.commitment_cost, l2_norm=True
-            )
+        self.quantizer = self.make_vq() if config.quantizer == "vq" else None
         self.decoder = LatentDecoder(
             grid_size=base.grid_size,
             latent_dim=config.code_dim,
@@ -217,31 +205,18 @@ class Alit(Tokenizer):
             nn.Linear(dec.width, 2 * dec.width), nn.Tanh(), nn.Linear(2 * dec.width, base.out_channels)
         )
         self.base = base  # last, so that ``dtype`` is the trained part's
-        self._base_frozen = False
-        self._init_weights()
+        heads = (self.to_latents, self.head)
+        self._init_normal((self.encoder, self.decoder, *heads), tokens=(self.encoder, self.decoder))
 
     # What the object is and can do.
-
-    @property
-    def image_size(self) -> int:
-        return self.config.image_size
 
     @property
     def num_tokens(self) -> int:
         return self.config.tokens_per_rollout * self.config.num_rollouts
 
     @property
-    def continuous(self) -> bool:
-        return self.config.quantizer == "none"
-
-    @property
     def codebook_size(self) -> int | None:
         return None if self.continuous else self.config.codebook_size
-
-    @property
-    def may_leave_out(self) -> tuple[str, ...]:
-        """Parameters that a training iteration may have no use for."""
-        return ("encoder.mask_token", "encoder.rollout_embed", "encoder.norm_next")
 
     # From images to tokens.
 
@@ -341,58 +316,47 @@ class Alit(Tokenizer):
         Raises:
             VistokError: wrong shape, type or values.
         """
-        if target is not None or decode_options is not None:
-            raise VistokError(f"{self._label} finds lengths itself: say target_error=0.07, a mean absolute error")
+        self._refuse_search(target, decode_options)
         self.check_images(images)
         if length is not None and (max_tokens is not None or target_error is not None):
             raise VistokError("either a length or a target_error with max_tokens is wanted, got both")
         images = images.to(self.device, self.dtype)
-        wanted = self._wanted(target_error, len(images))
+        wanted = self.wanted_errors(target_error, len(images))
         exact = None if length is None else self._exact_lengths(length, len(images))
         count = self._num_rollouts(max_tokens) if exact is None else int(exact.max()) // self.config.tokens_per_rollout
         latents = self.base.encode(images, generator=generator, noise=noise)
         goal = self.base.targets(images, latents)
-        best: list[Tensor] = [images.new_empty(0)] * len(images)
-        lowest = [float("inf")] * len(images)
-        rows = torch.arange(len(images), device=self.device)
+        group, batch = self.config.tokens_per_rollout, len(images)
+        lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        lowest = torch.full((batch,), torch.inf, device=self.device)
+        best: Tensor | None = None
+        rows = torch.arange(batch, device=self.device)
         rollouts = self.rollouts(images, latents, goal, uniform=uniform, generator=generator)
         rollout = next(rollouts)
         for number in range(count):
-            values = rollout.values if rollout.ids is None else rollout.ids
+            values, now = rollout.values if rollout.ids is None else rollout.ids, (number + 1) * group
+            if best is None:
+                best = values.new_zeros(batch, count * group, *values.shape[2:])
             if exact is None:
                 shown = self.base.decode(rollout.out).float()
                 error = (shown - images[rows].float()).abs().flatten(1).mean(dim=1)
                 finished = error < wanted[rows]
-                better = finished | (error < torch.tensor(lowest, device=self.device)[rows])
+                better = finished | (error < lowest[rows])
             else:
                 error = torch.zeros(len(rows), device=self.device)
-                finished = better = exact[rows] == (number + 1) * self.config.tokens_per_rollout
-            for index in better.nonzero()[:, 0].tolist():
-                image = int(rows[index])
-                best[image], lowest[image] = values[index], float(error[index])
+                finished = better = exact[rows] == now
+            improved = rows[better]
+            best[improved, :now], lengths[improved], lowest[improved] = values[better], now, error[better]
             left = (~finished).nonzero()[:, 0]
             if not len(left) or number + 1 == count:
                 break
             rows = rows[left]
             rollout = rollouts.send(left)
-        lengths = [len(part) for part in best]
-        padded = torch.nn.utils.rnn.pad_sequence(best, batch_first=True)
+        best = best[:, : int(lengths.max())]
         names = {"family": self.family, "model": self.name, "weight_hash": self.weight_hash()}
         if self.continuous:
-            return Tokens(latents=padded.float(), lengths=lengths, **names)
-        return Tokens(ids=padded, lengths=lengths, codebook_size=self.codebook_size, **names)
-
-    def _wanted(self, error: float | Sequence[float] | Tensor | None, batch: int) -> Tensor:
-        error = self.config.target_error if error is None else error
-        try:
-            wanted = torch.as_tensor(error, dtype=torch.float32, device=self.device).reshape(-1)
-        except (TypeError, ValueError, RuntimeError) as problem:
-            raise VistokError(f"target_error is a number, or one for each image, got {error!r}") from problem
-        if len(wanted) not in (1, batch) or not bool(((wanted >= 0) & (wanted < torch.inf)).all()):
-            raise VistokError(
-                f"target_error is a mean absolute error, 0 or more, or one for each of {batch} images; got {error!r}"
-            )
-        return wanted.expand(batch)
+            return Tokens(latents=best.float(), lengths=lengths, **names)
+        return Tokens(ids=best, lengths=lengths, codebook_size=self.codebook_size, **names)
 
     def _num_rollouts(self, max_tokens: int | None) -> int:
         group = self.config.tokens_per_rollout
@@ -423,8 +387,7 @@ class Alit(Tokenizer):
     def decode(self, tokens: Tokens, *, condition: Any = None, clamp: bool = True) -> Tensor:
         """Tokens to images [B, 3, H, W]; see ``Tokenizer.decode``. Rows may differ in length."""
         self.check_tokens(tokens)
-        if condition is not None:
-            raise VistokError(f"{self._label} takes no condition")
+        self._refuse_condition(condition)
         tokens = tokens.to(self.device)
         values = tokens.latents if self.continuous else self.quantizer.lookup(tokens.ids)
         images = torch.empty(len(tokens), 3, self.image_size, self.image_size, device=self.device)
@@ -432,13 +395,6 @@ class Alit(Tokenizer):
             rows = (tokens.lengths == length).nonzero()[:, 0]
             images[rows] = self.base.decode(self.decode_features(values[rows, :length])).float()
         return images.clamp_(0.0, 1.0) if clamp else images
-
-    def check_tokens(self, tokens: Tokens) -> None:
-        super().check_tokens(tokens)
-        if tokens.is_continuous and tokens.channels != self.config.code_dim:
-            raise VistokError(
-                f"{self._label} decodes latents of {self.config.code_dim} channels, got {tokens.channels}"
-            )
 
     # Training.
 
@@ -466,8 +422,7 @@ class Alit(Tokenizer):
             ``count``: tokens of the last of them; ``codes`` and, of the VQGAN, ``base_ids``: see ``GridTargets``.
         """
         config = self.config
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._base_frozen):
-            latents = self.base.encode(images, noise=noise)
+        latents = self.encode_base(images, noise)
         goal = self.base.targets(images, latents)
         if uniform is None and self.training and goal.ids is not None:
             uniform = torch.rand(len(images), config.num_rollouts, goal.ids.shape[1], generator=generator)
@@ -497,47 +452,11 @@ class Alit(Tokenizer):
         """``uniform`` of the VQGAN base and ``noise`` of the ``kl`` base, of one image; see ``Tokenizer.draw``."""
         if self.config.base == "vqgan":
             return {"uniform": torch.rand(self.config.num_rollouts, self.base.grid_size**2, generator=generator)}
-        shape = self.base.noise_shape()
-        return {} if shape is None else {"noise": torch.randn(shape, generator=generator)}
+        return super().draw(generator)
 
     def forward_options(self, step: int, *, pixels: bool) -> dict[str, Any]:
         """What ``forward`` is told of a training step: on pixels, the rollouts take turns."""
         return {"rollout": step % self.config.num_rollouts} if pixels else {}
 
-    def freeze_base(self) -> None:
-        """Train on the base's latents, and leave the base as it is (stage 1)."""
-        self._base_frozen = True
-        self.base.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Alit:
-        """Set training mode; a frozen base stays in evaluation mode."""
-        super().train(mode)
-        if self._base_frozen:
-            self.base.eval()
-        return self
-
-    def last_layer(self) -> Tensor:
-        """The last weight before the pixels, where adversarial and other gradients are balanced."""
-        return self.head[2].weight if self.base.codec is None else self.base.codec.decoder.conv_out.weight
-
-    @torch.no_grad()
-    def _init_weights(self) -> None:
-        """Normal 0.02 (cut at +-2 absolute), zero biases, D^-1/2 for tokens and positions."""
-        for part in (self.encoder, self.to_latents, self.decoder, self.head):
-            for module in part.modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d)):
-                    nn.init.trunc_normal_(module.weight, std=0.02)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
-        for side in (self.encoder, self.decoder):
-            for _, parameter in side.named_parameters(recurse=False):
-                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-
-
-def select_rollout(errors: Sequence[float], target: float) -> int:
-    """The first rollout with an error below the target, else the best one."""
-    return next(
-        (number for number, error in enumerate(errors) if error < target),
-        min(range(len(errors)), key=errors.__getitem__),
-    )
+    def head_weight(self) -> Tensor:
+        return self.head[2].weight

@@ -205,14 +205,14 @@ class Tokenizer(PretrainedModel, ABC):
     conditional: bool = False
 
     @property
-    @abstractmethod
     def image_size(self) -> int:
         """Height and width of the images, in pixels."""
+        return self.config.image_size
 
     @property
-    @abstractmethod
     def num_tokens(self) -> int:
         """The largest number of tokens of an image."""
+        return self.config.num_tokens
 
     @property
     @abstractmethod

@@ -239,10 +239,6 @@ class FlexTok(Tokenizer):
         return self.config.image_shape[0]
 
     @property
-    def num_tokens(self) -> int:
-        return self.config.num_tokens
-
-    @property
     def codebook_size(self) -> tuple[int, ...]:
         return self.quantizer.codebook_size
 

@@ -233,14 +233,6 @@ class GigaTok(Tokenizer):
     # What the object is.
 
     @property
-    def image_size(self) -> int:
-        return self.config.image_size
-
-    @property
-    def num_tokens(self) -> int:
-        return self.config.num_tokens
-
-    @property
     def codebook_size(self) -> int:
         return self.config.codebook_size
 

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError, VistokError
 from vistok.layers.linear_codec import LinearCodec
 from vistok.layers.transformer import Transformer
-from vistok.models.base import Tokenizer
-from vistok.models.grid_base import BaseKind, GridBase, check_base
+from vistok.models.adaptive import AdaptiveTokenizer
+from vistok.models.grid_base import BaseKind, check_base
 from vistok.models.ldm_kl import LdmKlConfig
 from vistok.models.maskgit_vqgan import MaskGitVqganConfig
 from vistok.models.titok import TransformerSize
@@ -225,7 +225,7 @@ class SparseLatentDecoder(nn.Module):
         return self.head(self.norm_post(x))
 
 
-class Karl(Tokenizer):
+class Karl(AdaptiveTokenizer):
     """Base, encoder with its halting head, quantizer, decoder.
 
     Args:
@@ -234,23 +234,13 @@ class Karl(Tokenizer):
 
     family = "karl"
     config_class = KarlConfig
-    adaptive = True
-    # For training: the errors it can be asked for, how many of the smallest are to begin with, and parameters that an
-    # iteration may leave out.
     errors = ERRORS
     num_first_errors = NUM_NEAR_LOSSLESS
-    may_leave_out: tuple[str, ...] = ()
 
     def __init__(self, config: KarlConfig) -> None:
         super().__init__(config)
         width = config.encoder.width
-        base = GridBase(
-            config.base,
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            vqgan=config.vqgan,
-            kl=config.kl,
-        )
+        base = self.make_base()
         self.encoder = ConditionedEncoder(
             channels=base.channels,
             patch_size=config.patch_size,
@@ -266,9 +256,7 @@ class Karl(Tokenizer):
         if config.quantizer == "fsq":
             self.quantizer = FiniteScalarQuantizer(config.levels)
         elif config.quantizer == "vq":
-            self.quantizer = VectorQuantizer(
-                config.codebook_size, config.code_dim, commitment_cost=config.commitment_cost, l2_norm=True
-            )
+            self.quantizer = self.make_vq()
         self.decoder = SparseLatentDecoder(
             grid_size=base.grid_size,
             latent_dim=config.code_dim,
@@ -280,22 +268,9 @@ class Karl(Tokenizer):
             self.linear = LinearCodec(config.image_size, config.num_tokens, config.code_dim)
             self.linear_embed = nn.Conv2d(3, config.decoder.width, config.patch_size, stride=config.patch_size)
         self.base = base  # last, so that ``dtype`` is the trained part's
-        self._base_frozen = False
         self._init_weights()
 
     # What the object is and can do.
-
-    @property
-    def image_size(self) -> int:
-        return self.config.image_size
-
-    @property
-    def num_tokens(self) -> int:
-        return self.config.num_tokens
-
-    @property
-    def continuous(self) -> bool:
-        return self.config.quantizer == "none"
 
     @property
     def codebook_size(self) -> int | tuple[int, ...] | None:
@@ -353,8 +328,7 @@ class Karl(Tokenizer):
         Raises:
             VistokError: wrong shape, type or values.
         """
-        if target is not None or decode_options is not None:
-            raise VistokError(f"{self._label} finds lengths itself: say target_error=0.05, a mean absolute error")
+        self._refuse_search(target, decode_options)
         self.check_images(images)
         if length is not None and max_tokens is not None:
             raise VistokError(f"either a length or max_tokens is wanted, got {length!r} and {max_tokens}")
@@ -379,17 +353,9 @@ class Karl(Tokenizer):
 
     def error_index(self, error: float | Sequence[float] | Tensor | None, batch: int) -> Tensor:
         """The row of ``ERRORS`` for wanted errors: the smallest that is not below, int64 [B]."""
-        error = self.config.target_error if error is None else error
-        try:
-            wanted = torch.as_tensor(error, dtype=torch.float32, device=self.device).reshape(-1)
-        except (TypeError, ValueError, RuntimeError) as problem:
-            raise VistokError(f"target_error is a number, or one for each image, got {error!r}") from problem
-        if len(wanted) not in (1, batch) or not bool(((wanted >= 0) & (wanted < torch.inf)).all()):
-            raise VistokError(
-                f"target_error is a mean absolute error, 0 or more, or one for each of {batch} images; got {error!r}"
-            )
+        wanted = self.wanted_errors(error, batch)
         grid = torch.tensor(ERRORS, device=self.device)
-        return torch.searchsorted(grid, wanted).clamp_max(len(ERRORS) - 1).expand(batch)
+        return torch.searchsorted(grid, wanted).clamp_max(len(ERRORS) - 1)
 
     def halting_logits(self, hidden: Tensor) -> Tensor:
         """Encoder outputs [B, T, D] -> logits of a token's being superfluous [B, T]."""
@@ -444,8 +410,7 @@ class Karl(Tokenizer):
     def decode(self, tokens: Tokens, *, condition: Any = None, clamp: bool = True) -> Tensor:
         """Tokens to images [B, 3, H, W]; see ``Tokenizer.decode``. Rows may differ in length, and have 0 tokens."""
         self.check_tokens(tokens)
-        if condition is not None:
-            raise VistokError(f"{self._label} takes no condition")
+        self._refuse_condition(condition)
         tokens = tokens.to(self.device)
         lengths = tokens.lengths
         longest = int(lengths.max())
@@ -488,8 +453,6 @@ class Karl(Tokenizer):
             padded = tokens.pad(max(1, tokens.num_tokens))
             tokens = padded.replace(lengths=padded.lengths.clamp_min(1))
         super().check_tokens(tokens)
-        if tokens.is_continuous and tokens.channels != self.token_dim:
-            raise VistokError(f"{self._label} decodes latents of {self.token_dim} channels, got {tokens.channels}")
 
     # Training.
 
@@ -528,8 +491,7 @@ class Karl(Tokenizer):
         if conditions is None:
             uniform = torch.rand(len(images), generator=generator) if uniform is None else uniform
             conditions = (uniform.to(images.device) * NUM_NEAR_LOSSLESS).long()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._base_frozen):
-            latents = self.base.encode(images, noise=noise)
+        latents = self.encode_base(images, noise)
         goal = self.base.targets(images, latents)
         first = self._run(images, latents, conditions, count, masked=False)
         error = (first["reconstruction"].detach().float() - images.float()).abs().flatten(1).mean(dim=1)
@@ -568,9 +530,7 @@ class Karl(Tokenizer):
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         """``uniform`` and, of the ``kl`` base, ``noise`` of one image; see ``Tokenizer.draw``."""
-        out = {"uniform": torch.rand((), generator=generator)}
-        shape = self.base.noise_shape()
-        return out if shape is None else out | {"noise": torch.randn(shape, generator=generator)}
+        return {"uniform": torch.rand((), generator=generator), **super().draw(generator)}
 
     def draw_count(self, generator: torch.Generator | None = None) -> int:
         """T of the first run, one for a whole batch, from a CPU generator."""
@@ -581,22 +541,8 @@ class Karl(Tokenizer):
         """What ``forward`` is told of a training step: nothing."""
         return {}
 
-    def freeze_base(self) -> None:
-        """Train on the base's latents, and leave the base as it is (stage 1)."""
-        self._base_frozen = True
-        self.base.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Karl:
-        """Set training mode; a frozen base stays in evaluation mode."""
-        super().train(mode)
-        if self._base_frozen:
-            self.base.eval()
-        return self
-
-    def last_layer(self) -> Tensor:
-        """The last weight before the pixels, where adversarial and other gradients are balanced."""
-        return self.decoder.head[2].weight if self.base.codec is None else self.base.codec.decoder.conv_out.weight
+    def head_weight(self) -> Tensor:
+        return self.decoder.head[2].weight
 
     # Helpers.
 
@@ -616,16 +562,10 @@ class Karl(Tokenizer):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """Normal 0.02 (cut at +-2 absolute), zero biases, D^-1/2 for tokens and positions, a condition its own value."""
-        for part in (self.encoder, self.halting_head, self.to_latents, self.decoder):
-            for module in part.modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d)):
-                    nn.init.trunc_normal_(module.weight, std=0.02)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
-        for side, size in ((self.encoder, self.config.encoder), (self.decoder, self.config.decoder)):
-            for _, parameter in side.named_parameters(recurse=False):
-                nn.init.normal_(parameter, std=size.width**-0.5)
+        """As ``_init_normal``, and a condition is its own value."""
+        self._init_normal(
+            (self.encoder, self.halting_head, self.to_latents, self.decoder), tokens=(self.encoder, self.decoder)
+        )
         for row, error in enumerate(ERRORS):
             nn.init.constant_(self.encoder.conditions[row], error)
         if self.config.init == "linear":

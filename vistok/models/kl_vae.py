@@ -52,10 +52,6 @@ class KlVae(Tokenizer):
         self.grid_size = config.image_size // config.network.reduction
 
     @property
-    def image_size(self) -> int:
-        return self.config.image_size
-
-    @property
     def num_tokens(self) -> int:
         return self.grid_size**2
 

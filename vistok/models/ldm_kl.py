@@ -93,10 +93,6 @@ class LdmKl(Tokenizer):
         self.from_latents = nn.Conv2d(channels, channels, 1)
 
     @property
-    def image_size(self) -> int:
-        return self.config.image_size
-
-    @property
     def num_tokens(self) -> int:
         return self.grid_size**2
 

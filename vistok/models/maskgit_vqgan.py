@@ -80,10 +80,6 @@ class MaskGitVqgan(Tokenizer):
         self.quantizer = VectorQuantizer(config.codebook_size, config.code_dim)
 
     @property
-    def image_size(self) -> int:
-        return self.config.image_size
-
-    @property
     def num_tokens(self) -> int:
         return (self.config.image_size // self.config.downsampling) ** 2
 

@@ -185,14 +185,6 @@ class TiTok(Tokenizer):
     # What the object is and can do.
 
     @property
-    def image_size(self) -> int:
-        return self.config.image_size
-
-    @property
-    def num_tokens(self) -> int:
-        return self.config.num_tokens
-
-    @property
     def codebook_size(self) -> int | tuple[int, ...] | None:
         return None if self.continuous else self.quantizer.codebook_size
 
