@@ -730,8 +730,8 @@ def test_a_generator_is_no_tokenizer(work: Path, capsys: pytest.CaptureFixture[s
     from vistok.hub import create_model
 
     create_model("digit_ar_tiny.emoji", width=32, depth=1).save_pretrained("generator")
-    assert "takes a tokenizer" in refused(capsys, "encode", "odd.png", "--model", "generator", "--out", "x.vtk")
-    assert "only tokenizers" in refused(capsys, "eval", "recon", "--model", "generator", "--data", "random:5")
+    assert "a tokenizer is wanted" in refused(capsys, "encode", "odd.png", "--model", "generator", "--out", "x.vtk")
+    assert "a tokenizer is wanted" in refused(capsys, "eval", "recon", "--model", "generator", "--data", "random:5")
 
 
 def test_errors_as_json(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -266,13 +266,9 @@ def _device(name: str) -> str:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    from vistok.hub import from_pretrained
-    from vistok.models.base import Tokenizer
+    from vistok.hub import load_tokenizer
 
-    model = from_pretrained(args.model, device=_device(args.device))
-    if not isinstance(model, Tokenizer):
-        raise VistokError(f"{args.model} is a {type(model).__name__}, and this command takes a tokenizer")
-    return model
+    return load_tokenizer(args.model, device=_device(args.device))
 
 
 def _condition(model: Any, caption: str, count: int) -> Any:

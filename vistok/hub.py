@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from vistok.config import from_dict, load_yaml, merge
 from vistok.convert import recognise
 from vistok.errors import CheckpointError, ConfigError, PublishedConfigError, VistokError, nearest
-from vistok.models.base import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, key_report
+from vistok.models.base import CONFIG_FILE, WEIGHTS_FILE, PretrainedModel, Tokenizer, key_report
 from vistok.registry import ModelCard, cards, get_card, list_models, model_class
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -116,6 +116,20 @@ def from_pretrained(
         model.name = _published_name(str(where)) or model.name
     model.load_weights(state, where=str(weights))
     return model.to(device=device, dtype=dtype).eval()
+
+
+def load_tokenizer(
+    where: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Tokenizer:
+    """``from_pretrained`` of what must be a tokenizer.
+
+    Raises:
+        CheckpointError: as ``from_pretrained``, or another kind of model.
+    """
+    model = from_pretrained(where, device=device, dtype=dtype)
+    if not isinstance(model, Tokenizer):
+        raise CheckpointError(f"{where} holds a {type(model).__name__}, and a tokenizer is wanted")
+    return model
 
 
 def convert_state(

@@ -19,11 +19,7 @@ import argparse
 import json
 import math
 import os
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 import torch
@@ -32,6 +28,8 @@ from torch import Tensor
 from vistok.layers.kl_autoencoder import KlAutoencoderConfig
 from vistok.models.flextok import FlexTok, FlexTokConfig, RegisterTransformerSize
 from vistok.tokens import Tokens
+
+from alternate import alternate
 
 _TOLERANCE = 1e-5
 _TINY_SIZE = RegisterTransformerSize(width=64, depth=2, head_dim=32)
@@ -69,22 +67,9 @@ def compare(model: FlexTok, length: int, *, steps: int, repeats: int) -> dict[st
 
     fast, plain = run(True), run(False)  # also warms up
     difference = float((fast - plain).abs().max())
-    ratio, seconds = _alternate(lambda: run(True), lambda: run(False), repeats)
+    ratio, seconds = alternate(lambda: run(True), lambda: run(False), repeats)
     size = float(plain.abs().max())
     return {"tokens": length, "ratio": ratio, "seconds_fast": seconds, "difference": difference, "largest_value": size}
-
-
-def _alternate(ours: Callable[[], Any], plain: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    ratios, seconds = [], []
-    for index in range(repeats):
-        pair = {}
-        for function in (ours, plain) if index % 2 else (plain, ours):
-            start = time.process_time()
-            function()
-            pair[function] = time.process_time() - start
-        ratios.append(pair[plain] / pair[ours])
-        seconds.append(pair[ours])
-    return statistics.median(ratios), statistics.median(seconds)
 
 
 def main() -> int:

@@ -20,12 +20,9 @@ import json
 import math
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,8 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from alternate import alternate
 
 _TOLERANCE = 1e-4
 _SIDES = ("ours", "plain")
@@ -235,21 +234,9 @@ def _time(folder: Path, batch_size: int, repeats: int) -> dict[str, float]:
     error = float((ours.decode(tokens, clamp=False) - plain.decode(ids)).abs().max())
     if not error <= _TOLERANCE:
         sys.exit(f"error: images differ by {error:.2e}, allowed is {_TOLERANCE:.0e}")
-    encode = _alternate(lambda: ours.encode(images), lambda: plain.encode(images), repeats)
-    decode = _alternate(lambda: ours.decode(tokens), lambda: plain.decode(ids).clamp_(0.0, 1.0), repeats)
+    encode, _ = alternate(lambda: ours.encode(images), lambda: plain.encode(images), repeats)
+    decode, _ = alternate(lambda: ours.decode(tokens), lambda: plain.decode(ids).clamp_(0.0, 1.0), repeats)
     return {"encode": encode, "decode": decode, "max_error": error}
-
-
-def _alternate(ours: Callable[[], Any], plain: Callable[[], Any], repeats: int) -> float:
-    ratios = []
-    for index in range(repeats):
-        pair = {}
-        for function in (ours, plain) if index % 2 else (plain, ours):
-            start = time.process_time()
-            function()
-            pair[function] = time.process_time() - start
-        ratios.append(pair[plain] / pair[ours])
-    return statistics.median(ratios)
 
 
 def _in_own_process(stage: str, *arguments: object) -> Any:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vistok.errors import VistokError
-
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
@@ -57,19 +55,16 @@ def run_reconstruction(
     Raises:
         VistokError: whatever cannot be used.
     """
-    from vistok.hub import from_pretrained
+    from vistok.hub import load_tokenizer
     from vistok.metrics.protocols import get_protocol
     from vistok.metrics.reconstruction import evaluate_reconstruction
     from vistok.metrics.result import format_table, save_result
-    from vistok.models.base import Tokenizer
     from vistok.models.target import Target
 
     protocol = get_protocol(args.protocol)  # before the model is loaded: a typing error should not take minutes
     target = None if args.target is None else Target.parse(args.target)
     source, split = open_evaluated(args.data, args.split)
-    model = from_pretrained(args.model, device=device)
-    if not isinstance(model, Tokenizer):
-        raise VistokError(f"{args.model} is a {type(model).__name__}, and only tokenizers reconstruct")
+    model = load_tokenizer(args.model, device=device)
     result = evaluate_reconstruction(
         model,
         source,

@@ -7,15 +7,12 @@ autoencoders of that shape. Paper: latent diffusion, arXiv:2112.10752.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from vistok.errors import ConfigError, VistokError
-from vistok.layers.kl_autoencoder import KlAutoencoder, KlAutoencoderConfig, sample_posterior
-from vistok.models.base import Tokenizer
-from vistok.tokens import Tokens
+from vistok.errors import ConfigError
+from vistok.layers.kl_autoencoder import KlAutoencoder, KlAutoencoderConfig
+from vistok.models.latent_map import LatentMapTokenizer
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class KlVaeConfig:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of {self.network.reduction}")
 
 
-class KlVae(Tokenizer):
+class KlVae(LatentMapTokenizer):
     """Images to their latent map, row by row, and back. Tokens are latents without ``scaling_factor``.
 
     Args:
@@ -44,7 +41,6 @@ class KlVae(Tokenizer):
 
     family = "kl_vae"
     config_class = KlVaeConfig
-    continuous = True
 
     def __init__(self, config: KlVaeConfig) -> None:
         super().__init__(config)
@@ -52,30 +48,11 @@ class KlVae(Tokenizer):
         self.grid_size = config.image_size // config.network.reduction
 
     @property
-    def num_tokens(self) -> int:
-        return self.grid_size**2
+    def latent_channels(self) -> int:
+        return self.config.network.latent_channels
 
-    @property
-    def codebook_size(self) -> None:
-        return None
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.vae.moments(images)
 
-    def _encode_tokens(self, images: Tensor, *, generator: torch.Generator | None, length: int | None) -> Tokens:
-        mean, logvar = self.vae.moments(images.to(self.device))
-        latents = mean if generator is None else sample_posterior(mean, logvar, generator=generator)
-        names = {"family": self.family, "model": self.name, "weight_hash": self.weight_hash()}
-        return Tokens(latents=latents.flatten(2).transpose(1, 2), **names)
-
-    @torch.no_grad()
-    def decode(self, tokens: Tokens, *, condition: Any = None, clamp: bool = True) -> Tensor:
-        """Latents to images [B, 3, H, W]; see ``Tokenizer.decode``."""
-        self.check_tokens(tokens)
-        if condition is not None:
-            raise VistokError(f"{self._label} takes no condition")
-        if tokens.latents.shape[2] != self.config.network.latent_channels:
-            raise VistokError(
-                f"{self._label} decodes latents of {self.config.network.latent_channels} channels, "
-                f"got {tokens.latents.shape[2]}"
-            )
-        latents = tokens.latents.to(self.device).transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
-        images = self.vae.decode(latents)
-        return images.clamp_(0.0, 1.0) if clamp else images
+    def decode_map(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents)

@@ -7,16 +7,15 @@ KARL's and ALIT's checkpoints. ``kl_vae`` is the other shape, without that atten
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from vistok.errors import ConfigError, VistokError
+from vistok.errors import ConfigError
 from vistok.layers.conv import ConvDecoder, ConvEncoder
 from vistok.layers.kl_autoencoder import sample_posterior
-from vistok.models.base import Tokenizer
-from vistok.tokens import Tokens
+from vistok.models.latent_map import LatentMapTokenizer
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class LdmKlConfig:
         return 2 ** (len(self.multipliers) - 1)
 
 
-class LdmKl(Tokenizer):
+class LdmKl(LatentMapTokenizer):
     """Images to their latent map, row by row, and back. Tokens are latents without ``scaling_factor``.
 
     Args:
@@ -71,7 +70,6 @@ class LdmKl(Tokenizer):
 
     family = "ldm_kl"
     config_class = LdmKlConfig
-    continuous = True
 
     def __init__(self, config: LdmKlConfig) -> None:
         super().__init__(config)
@@ -93,12 +91,8 @@ class LdmKl(Tokenizer):
         self.from_latents = nn.Conv2d(channels, channels, 1)
 
     @property
-    def num_tokens(self) -> int:
-        return self.grid_size**2
-
-    @property
-    def codebook_size(self) -> None:
-        return None
+    def latent_channels(self) -> int:
+        return self.config.latent_channels
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] in [0, 1] -> mean and log-variance (clamped to [-30, 20]), each [B, C, h, w]."""
@@ -110,25 +104,6 @@ class LdmKl(Tokenizer):
         """Latents [B, C, h, w] -> images [B, 3, H, W] around [0, 1], not clamped."""
         pixels = self.decoder(self.from_latents(latents))
         return (pixels + 1.0) / 2.0 if self.config.pixels == "symmetric" else pixels
-
-    def _encode_tokens(self, images: Tensor, *, generator: torch.Generator | None, length: int | None) -> Tokens:
-        mean, logvar = self.moments(images.to(self.device, self.dtype))
-        latents = mean if generator is None else sample_posterior(mean, logvar, generator=generator)
-        names = {"family": self.family, "model": self.name, "weight_hash": self.weight_hash()}
-        return Tokens(latents=latents.flatten(2).transpose(1, 2), **names)
-
-    @torch.no_grad()
-    def decode(self, tokens: Tokens, *, condition: Any = None, clamp: bool = True) -> Tensor:
-        """Latents to images [B, 3, H, W]; see ``Tokenizer.decode``."""
-        self.check_tokens(tokens)
-        if condition is not None:
-            raise VistokError(f"{self._label} takes no condition")
-        channels = self.config.latent_channels
-        if tokens.latents.shape[2] != channels:
-            raise VistokError(f"{self._label} decodes latents of {channels} channels, got {tokens.latents.shape[2]}")
-        latents = tokens.latents.to(self.device, self.dtype).transpose(1, 2)
-        images = self.decode_map(latents.unflatten(2, (self.grid_size, self.grid_size))).float()
-        return images.clamp_(0.0, 1.0) if clamp else images
 
     def forward(self, images: Tensor, *, noise: Tensor | None = None) -> dict[str, Tensor]:
         """Training outputs: ``reconstruction`` of a posterior sample, and ``kl`` [B, h*w].

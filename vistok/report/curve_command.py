@@ -68,13 +68,12 @@ def run_curve(
     Raises:
         VistokError: whatever cannot be used.
     """
-    from vistok.hub import from_pretrained
+    from vistok.hub import load_tokenizer
     from vistok.metrics.codecs import find_codecs
     from vistok.metrics.command import open_evaluated
     from vistok.metrics.curve import evaluate_curve
     from vistok.metrics.protocols import get_protocol
     from vistok.metrics.result import save_result
-    from vistok.models.base import Tokenizer
     from vistok.report.curve import format_curve, write_curve
 
     # Before models are loaded: a typing error should not take minutes.
@@ -84,12 +83,7 @@ def run_curve(
     find_codecs(codecs)
     options = dict(_option(text) for text in args.decode)
     source, split = open_evaluated(args.data, args.split)
-    tokenizers: dict[str, Tokenizer] = {}
-    for name, where in _named(args.model):
-        model = from_pretrained(where, device=device)
-        if not isinstance(model, Tokenizer):
-            raise VistokError(f"{where} is a {type(model).__name__}, and only tokenizers have curves")
-        tokenizers[name] = model
+    tokenizers = {name: load_tokenizer(where, device=device) for name, where in _named(args.model)}
     result = evaluate_curve(
         tokenizers,
         source,
