@@ -28,6 +28,7 @@ FAMILIES = MappingProxyType(
         "karl": "vistok.models.karl:Karl",
         "alit": "vistok.models.alit:Alit",
         "digit_ar": "vistok.generate.ar:DigitAR",
+        "gpt": "vistok.generate.gpt:Gpt",
     }
 )
 CARD_MODULES = (

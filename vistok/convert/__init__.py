@@ -17,13 +17,14 @@ def sources() -> tuple[Source, ...]:
     from vistok.convert.alit import ALIT
     from vistok.convert.flextok import FLEXTOK, KL_VAE
     from vistok.convert.gigatok import GIGATOK, GIGATOK_2D
+    from vistok.convert.gpt import GPT
     from vistok.convert.karl import KARL
     from vistok.convert.ldm_kl import LDM_KL, MAGE_VQGAN
     from vistok.convert.maskgit_vqgan import MASKGIT_VQGAN
     from vistok.convert.titok import TITOK
 
     # More particular layouts first: MaskGIT-VQGAN's names are part of GigaTok's. A family is written in its first layout.
-    return (TITOK, GIGATOK, GIGATOK_2D, FLEXTOK, KL_VAE, KARL, ALIT, LDM_KL, MASKGIT_VQGAN, MAGE_VQGAN)
+    return (TITOK, GIGATOK, GIGATOK_2D, FLEXTOK, KL_VAE, KARL, ALIT, LDM_KL, MASKGIT_VQGAN, MAGE_VQGAN, GPT)
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]], *, where: str = "checkpoint") -> Source:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vistok.errors import VistokError
 from vistok.generate.base import GenerationResult, Generator, evaluating
 from vistok.generate.kv_cache import KVCache
 from vistok.generate.sampling import Drawn, SamplingConfig, row_noise
@@ -31,7 +32,11 @@ class AutoregressiveGenerator(Generator):
 
     @abstractmethod
     def new_cache(self, num_rows: int) -> KVCache:
-        """An empty cache with room for the condition and all tokens but the last, which nothing follows."""
+        """An empty cache with room for the condition and all tokens but the last, which nothing follows.
+
+        It is static on CUDA, where a step is one replayed graph, if the family's ``read_tokens`` takes its positions from
+        the cache; see ``KVCache``.
+        """
 
     @abstractmethod
     def read_condition(self, condition: Any, cache: KVCache) -> Tensor:
@@ -47,6 +52,18 @@ class AutoregressiveGenerator(Generator):
     ) -> Drawn:
         """Draw the next ids [B] from states [B, W], with uniform numbers [B, draws_per_token]."""
 
+    def draw_branches(
+        self,
+        hidden: Tensor,
+        uniforms: Tensor,
+        sampling: SamplingConfig,
+        *,
+        null_hidden: Tensor | None = None,
+        replacement: bool = True,
+    ) -> Drawn:
+        """Draw the next id of every row n times, [B, n], with uniform numbers [B, n, draws_per_token]."""
+        raise VistokError(f"{self._title} cannot tell a token's whole distribution, so it cannot draw several at once")
+
     @abstractmethod
     def score_tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Log-probabilities [B, n] of ids [B, n] under the states [B, n, W] that predict them."""
@@ -58,6 +75,15 @@ class AutoregressiveGenerator(Generator):
     @abstractmethod
     def join_conditions(self, first: Any, second: Any) -> Any:
         """The rows of both."""
+
+    def guidance_condition(self, condition: Any, sampling: SamplingConfig) -> Any:
+        """What guidance leads away from, for as many rows: the null condition, but where a family's options say otherwise."""
+        del sampling
+        return self.null_condition(condition)
+
+    def sampling_at(self, sampling: SamplingConfig, position: int) -> SamplingConfig:
+        """The settings of the token at this position."""
+        return sampling.at(self.progress(position))
 
     def progress(self, position: int) -> float:
         """How far generation is, in [0, 1], when the token at this position is drawn: what guidance schedules read.
@@ -128,7 +154,7 @@ class Rollout:
         self._ids = torch.zeros(shape, dtype=torch.int64, device=model.device)
         self._log_probs = torch.zeros(2, *shape, device=model.device)  # the model's, and of the draws
         if sampling.guided:
-            condition = model.join_conditions(condition, model.null_condition(condition))
+            condition = model.join_conditions(condition, model.guidance_condition(condition, sampling))
         self._cache = model.new_cache(len(condition))
         with torch.no_grad(), evaluating(model):
             self._hidden: Tensor | None = model.read_condition(condition, self._cache)
@@ -163,6 +189,31 @@ class Rollout:
         )
 
     @torch.no_grad()
+    def fan_out(self, num: int, noise: Tensor, *, replacement: bool = True) -> None:
+        """Draw the next token ``num`` times: a row becomes ``num`` rows side by side that differ in it.
+
+        Under greedy sampling these are the ``num`` most likely tokens, best first.
+
+        Args:
+            num: branches a row, 1 or more.
+            noise: uniform numbers [B, num, draws_per_token], in the order of the draws.
+            replacement: whether branches of a row may be equal.
+        Raises:
+            VistokError: the family cannot, or fewer than ``num`` different tokens are possible.
+        """
+        with evaluating(self.model):
+            hidden, null = self._split(self._next_hidden())
+            drawn = self.model.draw_branches(
+                hidden,
+                noise,
+                self.model.sampling_at(self.sampling, self.length),
+                null_hidden=null,
+                replacement=replacement,
+            )
+        self.branch(num)
+        self._put(Drawn(drawn.indices.flatten(), drawn.log_probs.flatten(), drawn.draw_log_probs.flatten()))
+
+    @torch.no_grad()
     def extend(self, num_new: int, noise: Tensor) -> None:
         """Draw ``num_new`` more tokens.
 
@@ -172,19 +223,14 @@ class Rollout:
         """
         with evaluating(self.model):
             for _ in range(num_new):
-                hidden = self._next_hidden()
-                null = hidden[self.num_rows :] if self.sampling.guided else None
+                hidden, null = self._split(self._next_hidden())
                 drawn = self.model.draw_tokens(
-                    hidden[: self.num_rows],
+                    hidden,
                     noise[:, self.length],
-                    self.sampling.at(self.model.progress(self.length)),
+                    self.model.sampling_at(self.sampling, self.length),
                     null_hidden=null,
                 )
-                self._ids[:, self.length] = drawn.indices
-                self._log_probs[0, :, self.length] = drawn.log_probs
-                self._log_probs[1, :, self.length] = drawn.draw_log_probs
-                self.length += 1
-                self._hidden = None  # read when a further token is wanted, so the last one never is
+                self._put(drawn)
 
     @torch.no_grad()
     def select(self, rows: Tensor) -> None:
@@ -201,6 +247,17 @@ class Rollout:
         """Every row ``num`` times, copies of a row side by side."""
         if num != 1:
             self.select(torch.arange(self.num_rows).repeat_interleave(num))
+
+    def _put(self, drawn: Drawn) -> None:
+        self._ids[:, self.length] = drawn.indices
+        self._log_probs[0, :, self.length] = drawn.log_probs
+        self._log_probs[1, :, self.length] = drawn.draw_log_probs
+        self.length += 1
+        self._hidden = None  # read when a further token is wanted, so the last one never is
+
+    def _split(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The conditional states, and those under the null condition where there are."""
+        return hidden[: self.num_rows], hidden[self.num_rows :] if self.sampling.guided else None
 
     def _next_hidden(self) -> Tensor:
         if self._hidden is None:

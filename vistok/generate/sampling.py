@@ -145,11 +145,7 @@ def sample_logits(
         null_logits: [..., K] under the null condition; wanted when guided.
     """
     logits = logits.float()
-    guided = logits
-    if sampling.guided and null_logits is not None:
-        null = null_logits.float()
-        # Impossible entries are -inf on both sides; their difference would be NaN.
-        guided = torch.where(logits.isneginf(), logits, null + sampling.cfg_scale * (logits - null))
+    guided = guide_logits(logits, null_logits, sampling)
     if not sampling.greedy:
         guided = filter_logits(guided, sampling)
     indices = guided.argmax(dim=-1) if sampling.greedy else draw(guided, uniforms)
@@ -158,6 +154,53 @@ def sample_logits(
     if guided is logits:
         return Drawn(indices, log_probs, log_probs)
     return Drawn(indices, log_probs, guided.log_softmax(dim=-1).gather(-1, picked).squeeze(-1))
+
+
+def sample_several(
+    logits: Tensor,
+    uniforms: Tensor,
+    sampling: SamplingConfig,
+    *,
+    null_logits: Tensor | None = None,
+    replacement: bool = True,
+) -> Drawn:
+    """Guide, filter and draw n times from the same distribution; greedy takes the n most likely, best first.
+
+    Args:
+        logits, sampling, null_logits: as in ``sample_logits``.
+        uniforms: [..., n].
+        replacement: whether an index can come more than once.
+    Returns:
+        Indices and log-probabilities [..., n]; those of the draws are under the whole distribution, also without replacement.
+    Raises:
+        VistokError: without replacement, fewer than n indices are left by the filters.
+    """
+    logits, num = logits.float(), uniforms.shape[-1]
+    guided = guide_logits(logits, null_logits, sampling)
+    if sampling.greedy:
+        indices = guided.topk(num, dim=-1).indices
+    else:
+        guided = filter_logits(guided, sampling)
+        if not replacement and int(guided.isfinite().sum(dim=-1).min()) < num:
+            raise VistokError(f"the filters leave fewer than the {num} different tokens that are wanted; relax them")
+        left, parts = guided, []
+        for turn in range(num):
+            parts.append(draw(left, uniforms[..., turn]))
+            if not replacement:
+                left = left.scatter(-1, parts[-1][..., None], float("-inf"))
+        indices = torch.stack(parts, dim=-1)
+    return Drawn(
+        indices, logits.log_softmax(dim=-1).gather(-1, indices), guided.log_softmax(dim=-1).gather(-1, indices)
+    )
+
+
+def guide_logits(logits: Tensor, null_logits: Tensor | None, sampling: SamplingConfig) -> Tensor:
+    """``null + scale * (logits - null)`` where guidance is on; ``logits`` themselves where not."""
+    if not sampling.guided or null_logits is None:
+        return logits
+    null = null_logits.float()
+    # Impossible entries are -inf on both sides; their difference would be NaN.
+    return torch.where(logits.isneginf(), logits, null + sampling.cfg_scale * (logits - null))
 
 
 def filter_logits(logits: Tensor, sampling: SamplingConfig) -> Tensor:

@@ -58,14 +58,20 @@ class QkNormAttention(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """down(silu(gate(x)) * up(x)) with 8/3 of the width inside (arXiv:2002.05202)."""
+    """down(silu(gate(x)) * up(x)) (arXiv:2002.05202).
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: D.
+        hidden_width: inside; None is 8/3 of the width.
+        bias: whether the three have biases.
+    """
+
+    def __init__(self, width: int, hidden_width: int | None = None, *, bias: bool = False) -> None:
         super().__init__()
-        hidden_width = int(2 * 4 * width / 3)
-        self.gate = nn.Linear(width, hidden_width, bias=False)
-        self.up = nn.Linear(width, hidden_width, bias=False)
-        self.down = nn.Linear(hidden_width, width, bias=False)
+        hidden_width = int(2 * 4 * width / 3) if hidden_width is None else hidden_width
+        self.gate = nn.Linear(width, hidden_width, bias=bias)
+        self.up = nn.Linear(width, hidden_width, bias=bias)
+        self.down = nn.Linear(hidden_width, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""

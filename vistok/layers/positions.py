@@ -1,4 +1,4 @@
-"""Fixed position tables and time features."""
+"""Fixed position tables, rotations and time features."""
 
 from __future__ import annotations
 
@@ -44,3 +44,31 @@ def timestep_features(t: Tensor, dim: int, *, max_timestep: float = 1000.0, max_
     frequencies = (1000.0 / max_timestep) * torch.exp(-math.log(max_period) * steps / half)
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotary_2d(height: int, width: int, head_dim: int, *, base: float = 10000.0) -> Tensor:
+    """The rotations of a grid's cells (row-major) for heads of width d: cosines and sines, [h*w, d/2, 2] fp32.
+
+    The first half of the pairs turns with the row, the second with the column (RoFormer, arXiv:2104.09864, on two axes).
+
+    Args:
+        height, width: of the grid.
+        head_dim: d, a multiple of four.
+        base: the pairs turn by 1 down to nearly 1 / base a cell.
+    """
+    if head_dim % 4:
+        raise ValueError(f"rotations of two coordinates want heads whose width is a multiple of four, not {head_dim}")
+    half = head_dim // 2
+    frequencies = 1.0 / base ** (torch.arange(0, half, 2).float() / half)  # [d/4]
+    cells = torch.arange(height * width)
+    rows, columns = (torch.outer(axis.float(), frequencies) for axis in (cells // width, cells % width))
+    angles = torch.cat([rows, columns], dim=-1)  # [h*w, d/2]
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotate_pairs(x: Tensor, rotations: Tensor) -> Tensor:
+    """Turn each pair of neighbouring channels of x [..., n, d] by rotations [n, d/2, 2]; fp32 inside."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rotations.unbind(-1)
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return turned.flatten(-2).to(x.dtype)

@@ -1,0 +1,143 @@
+"""What generators with one softmax over all ids for the next token have in common: loss, likelihood, draws."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vistok.generate.autoregressive import AutoregressiveGenerator
+from vistok.generate.base import evaluating
+from vistok.generate.kv_cache import KVCache
+from vistok.generate.sampling import Drawn, SamplingConfig, sample_logits, sample_several, uniform_of
+from vistok.tokens import Tokens
+
+
+class SoftmaxGenerator(AutoregressiveGenerator):
+    """An autoregressive generator whose state gives the logits of all ids.
+
+    A family implements ``states`` and ``logits``, and the reading of conditions and tokens. Its
+    configuration has ``num_tokens``, ``codebook_size``, ``class_dropout`` and ``sampling``.
+    """
+
+    @property
+    def num_tokens(self) -> int:
+        return self.config.num_tokens
+
+    @property
+    def codebook_size(self) -> int | tuple[int, ...]:
+        return self.config.codebook_size
+
+    @property
+    def draws_per_token(self) -> int:
+        return 1
+
+    @property
+    def guidable(self) -> bool:
+        return self.conditional and self.config.class_dropout > 0
+
+    @abstractmethod
+    def states(self, ids: Tensor, condition: Any) -> Tensor:
+        """The states [B, L, W] that predict each of the ids [B, L], in one pass without a cache."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """States [..., W] -> logits [..., K]."""
+
+    @abstractmethod
+    def hide_conditions(self, condition: Any, hidden: Tensor) -> Any:
+        """The conditions, with the null condition where ``hidden`` (bool [B]) is True."""
+
+    def forward(
+        self,
+        ids: Tensor,
+        condition: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        sample_seeds: Tensor | None = None,
+        progress: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """The mean negative log-likelihood of a token, in nats; see ``Generator.forward``."""
+        del progress  # nothing changes in the course of its training
+        condition = self._for_rows(self.encode_condition(None) if condition is None else condition, len(ids))
+        if self.training and self.guidable:
+            hidden = uniform_of(ids[:, 0], sample_seeds) < self.config.class_dropout
+            condition = self.hide_conditions(condition, hidden)
+        logits = self.logits(self.states(ids, condition)).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
+        if lengths is None:
+            loss = losses.mean()
+        else:
+            valid = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            loss = (losses * valid).sum() / valid.sum().clamp_min(1)
+        return {"loss": loss, "nll_per_token": loss.detach(), "bits_per_token": loss.detach() / math.log(2)}
+
+    @torch.no_grad()
+    def token_log_probs(self, tokens: Tokens, condition: Any = None) -> Tensor:
+        self.check_tokens(tokens)
+        encoded = self._for_rows(self.encode_condition(condition), len(tokens))
+        ids = tokens.ids.to(self.device)
+        with evaluating(self):
+            scores = self.score_tokens(self.states(ids, encoded), ids)
+        return scores * tokens.mask().to(self.device)
+
+    def draw_tokens(
+        self, hidden: Tensor, uniforms: Tensor, sampling: SamplingConfig, *, null_hidden: Tensor | None = None
+    ) -> Drawn:
+        logits, null = self._both_logits(hidden, null_hidden)
+        return sample_logits(logits, uniforms[:, 0], sampling, null_logits=null)
+
+    def draw_branches(
+        self,
+        hidden: Tensor,
+        uniforms: Tensor,
+        sampling: SamplingConfig,
+        *,
+        null_hidden: Tensor | None = None,
+        replacement: bool = True,
+    ) -> Drawn:
+        logits, null = self._both_logits(hidden, null_hidden)
+        return sample_several(logits, uniforms[..., 0], sampling, null_logits=null, replacement=replacement)
+
+    def score_tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        logits = self.logits(hidden).float()
+        return -F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
+
+    def _both_logits(self, hidden: Tensor, null_hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Both halves read the head's weights once."""
+        if null_hidden is None:
+            return self.logits(hidden), None
+        return self.logits(torch.cat([hidden, null_hidden])).chunk(2)
+
+    def _make_cache(
+        self,
+        num_rows: int,
+        *,
+        depth: int,
+        num_heads: int,
+        head_dim: int,
+        dtype: torch.dtype | None,
+        static: bool | None,
+    ) -> KVCache:
+        """The condition and all tokens but the last fit; static on CUDA unless said otherwise."""
+        return KVCache(
+            num_layers=depth,
+            num_rows=num_rows,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            max_length=self.num_tokens,
+            dtype=dtype or self.dtype,
+            device=self.device,
+            static=self.device.type == "cuda" if static is None else static,
+        )
+
+    @staticmethod
+    def _for_rows(condition: Any, num_rows: int) -> Any:
+        """One condition stands for all rows."""
+        if len(condition) == num_rows:
+            return condition
+        return condition[torch.zeros(num_rows, dtype=torch.int64, device=condition.device)]
