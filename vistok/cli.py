@@ -172,6 +172,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_curve_arguments(sub, model_help=_MODEL_HELP, data_help=_DATA_HELP)
 
+    sub = _command(
+        commands,
+        "complexity",
+        _complexity,
+        "how many tokens each picture needs; sorts them from simple to complex",
+        "vistok complexity photos/ --model runs/karl_tiny/final --target-error 0.05,0.1 --out outputs/complexity",
+    )
+    from vistok.report.complexity_command import add_complexity_arguments
+
+    add_complexity_arguments(sub, model_help=_MODEL_HELP)
+
     sub = _command(commands, "doctor", _doctor, "check this installation", "vistok doctor")
 
     sub = _command(
@@ -545,6 +556,12 @@ def _eval_curve(args: argparse.Namespace) -> dict[str, Any]:
     from vistok.report.curve_command import run_curve
 
     return run_curve(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
+
+
+def _complexity(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.report.complexity_command import run_complexity
+
+    return run_complexity(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
 
 
 def _doctor(args: argparse.Namespace) -> dict[str, Any]:

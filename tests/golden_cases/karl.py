@@ -152,14 +152,16 @@ def _base(case: GoldenCase, model: Karl, images: Tensor, noise: Tensor | None) -
     }
 
 
-def _hidden(case: GoldenCase, model: Karl, images: Tensor, noise: Tensor | None) -> Tensor:
+def _hidden(case: GoldenCase, model: Karl, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The encoder's outputs and its halting logits."""
     conditions = model.error_index(read_input(case, "epsilon"), len(images))
-    return model.encoder(images, model.base.encode(images, noise=noise), conditions, read_input(case, "max_tokens"))
+    latents = model.base.encode(images, noise=noise)
+    hidden = model.encoder(images, latents, conditions, read_input(case, "max_tokens"))
+    return hidden, model.halting_logits(hidden, images, conditions)
 
 
 def _encode(case: GoldenCase, model: Karl, images: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-    hidden = _hidden(case, model, images, noise)
-    logits = model.halting_logits(hidden)
+    hidden, logits = _hidden(case, model, images, noise)
     kept = model.keep_mask(logits)
     z = model.latents(hidden)
     computed = {
@@ -183,8 +185,8 @@ def _decode(case: GoldenCase, model: Karl, images: Tensor, noise: Tensor | None)
     options = {"target_error": read_input(case, "epsilon"), "max_tokens": read_input(case, "max_tokens")}
     tokens = model.encode(images, noise=noise, **options)
     reconstruction = model.decode(tokens, clamp=False)
-    hidden = _hidden(case, model, images, noise)
-    kept, values = model.keep_mask(model.halting_logits(hidden)), model.latents(hidden)
+    hidden, logits = _hidden(case, model, images, noise)
+    kept, values = model.keep_mask(logits), model.latents(hidden)
     values = values if model.quantizer is None else model.quantizer(values).latents
     out = model.decoder(values, kept=kept)
     # Tests compare the two more closely, in double precision: these random decoders amplify rounding.

@@ -99,7 +99,7 @@ def test_deleting_is_masking(kind: str, dtype: torch.dtype) -> None:
     model, images = make(kind).to(dtype), pictures(4).to(dtype)
     conditions = model.error_index(0.05, 4)
     hidden = model.encoder(images, model.base.encode(images), conditions, 16)
-    kept, values = model.keep_mask(model.halting_logits(hidden)), model.latents(hidden, images)
+    kept, values = model.keep_mask(model.halting_logits(hidden, images, conditions)), model.latents(hidden, images)
     quantised = values.float() if model.quantizer is None else model.quantizer(values).latents
     _, masked = model.decode_latents(quantised.to(dtype), kept=kept)
     tokens = model.encode(images)

@@ -60,7 +60,7 @@ CARDS = (
         notes="ordered; no weights are shipped: `vistok train configs/flextok/tiny.yaml` makes them in minutes",
     ),
     ModelCard(
-        name="karl_tiny_32.emoji",
+        name="karl_tiny_64.photos",
         family="karl",
         config={
             "image_size": 64,
@@ -68,9 +68,9 @@ CARDS = (
             "base": "pixels",
             "encoder": {"width": 128, "depth": 2, "num_heads": 4},
             "decoder": {"width": 128, "depth": 3, "num_heads": 4},
-            "num_tokens": 32,
-            "budget": 32,
-            "train_counts": [1, 32, 1],
+            "num_tokens": 64,
+            "budget": 64,
+            "train_counts": [1, 64, 1],
             "quantizer": "fsq",
             "levels": [8, 8, 8, 8],
             "code_dim": 4,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # A latent of 1 stands for this many standard deviations of its component: beyond, it is clipped.
@@ -58,3 +61,17 @@ class LinearCodec(nn.Module):
         count = flat.shape[1]
         pixels = self.mean + (flat * self.scale[:count]) @ self.basis[:count]
         return pixels.unflatten(1, (3, self.image_size, self.image_size))
+
+    def prefix_errors(self, images: Tensor, *, quantise: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Root mean square errors of [B, 3, H, W] decoded from their first 0, 1, ..., N tokens: [B, N + 1].
+
+        Args:
+            images: float RGB.
+            quantise: what happens to latents [B, N, C] on their way; None is nothing.
+        """
+        latents = self.encode(images)
+        lost = torch.zeros_like(latents) if quantise is None else latents - quantise(latents)
+        scale = self.scale.view(self.num_tokens, self.code_dim)
+        gained = ((latents * scale).square() - (lost * scale).square()).sum(dim=-1)  # the basis is orthonormal
+        left = (images.flatten(1) - self.mean).square().sum(dim=1, keepdim=True) - F.pad(gained, (1, 0)).cumsum(dim=1)
+        return (left.clamp_min(0.0) / len(self.mean)).sqrt()

@@ -11,21 +11,21 @@ import dataclasses
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vistok.data.sources import ImageSource
-from vistok.data.transforms import check_names, crop_image, to_tensor
+from vistok.data.transforms import check_names
 from vistok.errors import CheckpointError, ConfigError, DataError, MissingExtraError, VistokError
 from vistok.losses.lite0_distance import Lite0Distance
 from vistok.metrics.codecs import SCALES, CodecSearch, ImageCodec, find_codecs
 from vistok.metrics.frechet import FeatureStats, frechet_distance
 from vistok.metrics.instruments import Features, Instruments, gather_instruments
+from vistok.metrics.pictures import PictureBatches, shared_image_size
 from vistok.metrics.pixel import psnr, ssim
 from vistok.metrics.protocols import Protocol, get_protocol
 from vistok.metrics.reconstruction import Condition
@@ -107,10 +107,10 @@ def evaluate_curve(
     started = time.perf_counter()
     protocol = get_protocol(protocol)
     check_names(protocol.crop, protocol.interpolation)
-    _check_options(tokenizers, source, batch_size, limit, lengths, perceptual)
+    size = shared_image_size(tokenizers)
+    _check_options(source, batch_size, limit, lengths, perceptual)
     options = _options_by_tokenizer(tokenizers, decode_options or {})
     found_codecs, left_out = find_codecs(codecs)
-    size = next(iter(tokenizers.values())).image_size
     device = next(iter(tokenizers.values())).device
     instruments = gather_instruments(
         protocol,
@@ -122,7 +122,7 @@ def evaluate_curve(
         device=device,
     )
     meter = _Meter(protocol, instruments, *_perceptual(perceptual, instruments, device))
-    pictures = _Pictures(source, size, protocol, batch_size, limit, progress)
+    pictures = PictureBatches(source, size, protocol, batch_size=batch_size, limit=limit, progress=progress)
     measured = {}
     for name, tokenizer in tokenizers.items():
         condition = Condition(tokenizer, source, caption, text_encoder) if tokenizer.conditional else None
@@ -167,18 +167,12 @@ def evaluate_curve(
 
 
 def _check_options(
-    tokenizers: Mapping[str, Tokenizer],
     source: ImageSource,
     batch_size: int,
     limit: int | None,
     lengths: Sequence[int] | None,
     perceptual: str,
 ) -> None:
-    if not tokenizers:
-        raise VistokError("a curve takes one tokenizer or more, got none")
-    sizes = {name: tokenizer.image_size for name, tokenizer in tokenizers.items()}
-    if len(set(sizes.values())) > 1:
-        raise VistokError(f"tokenizers on one curve have one image size, got {sizes}; evaluate them apart")
     if perceptual not in PERCEPTUAL:
         raise ConfigError(f"perceptual is one of {', '.join(PERCEPTUAL)}; got {perceptual!r}")
     for option, value in (("batch_size", batch_size), ("limit", limit), ("a length", min(lengths or [1]))):
@@ -248,46 +242,6 @@ class _Meter:
         return torch.stack([column.detach().cpu().double() for column in columns], dim=1)
 
 
-class _Pictures:
-    """The pictures of a source as batches; what cannot be read is left out, and named once."""
-
-    def __init__(
-        self, source: ImageSource, size: int, protocol: Protocol, batch_size: int, limit: int | None, progress: bool
-    ) -> None:
-        count = len(source) if limit is None else min(limit, len(source))
-        self.indices = [place * len(source) // count for place in range(count)]
-        self.source, self.size, self.protocol = source, size, protocol
-        self.batch_size, self.progress = batch_size, progress
-        self.unreadable: list[str] = []
-        self.count = 0
-
-    def batches(self, what: str) -> Iterator[tuple[list[int], Tensor]]:
-        """Indices in the source, and images [B, 3, S, S] in [0, 1]."""
-        self.unreadable, self.count = [], 0
-        with tqdm(total=len(self.indices), unit="image", desc=what, disable=not self.progress) as bar:
-            for start in range(0, len(self.indices), self.batch_size):
-                part, images = self.indices[start : start + self.batch_size], []
-                read = []
-                for index in part:
-                    try:
-                        picture = self.source.image(index)
-                    except DataError:
-                        self.unreadable.append(self.source.name(index))
-                        continue
-                    crop, interpolation = self.protocol.crop, self.protocol.interpolation
-                    images.append(to_tensor(crop_image(picture, self.size, crop=crop, interpolation=interpolation)))
-                    read.append(index)
-                if read:
-                    self.count += len(read)
-                    yield read, torch.stack(images)
-                bar.update(len(part))
-        if not self.count:
-            raise DataError(
-                f"none of {len(self.indices)} pictures of {self.source.spec!r} can be read: "
-                f"{', '.join(self.unreadable[:5])}"
-            )
-
-
 @dataclass
 class _Measured:
     """What was measured of one tokenizer.
@@ -326,7 +280,7 @@ def _measure_tokenizer(
     name: str,
     tokenizer: Tokenizer,
     lengths: list[int],
-    pictures: _Pictures,
+    pictures: PictureBatches,
     meter: _Meter,
     options: dict[str, Any],
     condition: Callable[[list[int]], Any] | None,
@@ -340,7 +294,7 @@ def _measure_tokenizer(
     counts: list[list[Tensor]] = [[] for _ in lengths]
     layout: TokenLayout | None = None
     seconds = 0.0
-    for indices, images in pictures.batches(name):
+    for indices, images in pictures(name):
         images = images.to(tokenizer.device)
         began = time.perf_counter()
         tokens = tokenizer.encode(images)
@@ -400,7 +354,7 @@ def _measure_tokenizer(
 def _measure_codec(
     codec: ImageCodec,
     measured: Mapping[str, _Measured],
-    pictures: _Pictures,
+    pictures: PictureBatches,
     meter: _Meter,
     qualities: Sequence[int],
     scales: Sequence[int],
@@ -415,7 +369,7 @@ def _measure_codec(
     # name -> point -> for each image, its number of bytes and metrics, or None
     matched: dict[str, list[list[Tensor | None]]] = {name: [[] for _ in own.lengths] for name, own in measured.items()}
     place = 0
-    for _, images in pictures.batches(codec.name):
+    for _, images in pictures(codec.name):
         for original in images:
             search = CodecSearch(codec, (original * 255.0).round().to(torch.uint8))
             coded = [search.at(*setting) for setting in settings]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-_HIGHER_IS_BETTER = {"psnr": True, "lpips": False, "lite0": False}
+_HIGHER_IS_BETTER = {"psnr": True, "mae": False, "lpips": False, "lite0": False}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Target:
     """A quality to reach.
 
     Attributes:
-        metric: ``psnr`` (dB), ``lpips`` (VGG16; its weights must be on this machine or to be had), ``lite0`` (a distance
+        metric: ``psnr`` (dB), ``mae`` (mean absolute error), ``lpips`` (VGG16; its weights must be on this machine or to be had), ``lite0`` (a distance
             of EfficientNet-lite0 features, which is not LPIPS), or a function of decoded images and originals
             [B, 3, H, W], float in [0, 1], to a value an image [B] that depends on that image alone.
         value: what is to be reached.
@@ -56,7 +56,7 @@ class Target:
             object.__setattr__(self, "higher_is_better", known)
         elif not callable(self.metric) or self.higher_is_better is None:
             raise VistokError(
-                "the metric of a target is psnr, lpips, lite0, or a function, which is given as "
+                "the metric of a target is psnr, mae, lpips, lite0, or a function, which is given as "
                 f"Target(function, value, higher_is_better=...); got {self.metric!r}"
             )
 
@@ -180,10 +180,17 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return -10.0 * (x.to(dtype) - y.to(dtype)).square().mean(dim=(1, 2, 3)).log10()
 
 
+def mean_absolute_error(x: Tensor, y: Tensor) -> Tensor:
+    """Of each pair of images [B, 3, H, W]: float64 [B] (float32 on devices that have no more)."""
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    return (x.to(dtype) - y.to(dtype)).abs().mean(dim=(1, 2, 3))
+
+
 def _metric(target: Target, device: torch.device) -> Metric:
     if callable(target.metric):
         return target.metric
-    return psnr if target.metric == "psnr" else _network(target.metric, str(device))
+    own = {"psnr": psnr, "mae": mean_absolute_error}
+    return own[target.metric] if target.metric in own else _network(target.metric, str(device))
 
 
 @lru_cache(maxsize=2)

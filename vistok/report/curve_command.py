@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,7 @@ def run_curve(
     from vistok.metrics.protocols import get_protocol
     from vistok.metrics.result import save_result
     from vistok.report.curve import format_curve, write_curve
+    from vistok.report.named import named_models
 
     # Before models are loaded: a typing error should not take minutes.
     get_protocol(args.protocol)
@@ -83,7 +84,7 @@ def run_curve(
     find_codecs(codecs)
     options = dict(_option(text) for text in args.decode)
     source, split = open_evaluated(args.data, args.split)
-    tokenizers = {name: load_tokenizer(where, device=device) for name, where in _named(args.model)}
+    tokenizers = {name: load_tokenizer(where, device=device) for name, where in named_models(args.model)}
     result = evaluate_curve(
         tokenizers,
         source,
@@ -137,22 +138,6 @@ def _strip(model: Tokenizer, source: ImageSource, count: int, result: dict[str, 
     known = inspect.signature(model.decode).parameters
     own = {key: value for key, value in options.items() if key in known}
     return length_strip(model, load_images(images, like=model, **crop).to(model.device), decode_options=own)
-
-
-def _named(models: Sequence[str]) -> list[tuple[str, str]]:
-    """Names for the result, and where the models are."""
-    out: list[tuple[str, str]] = []
-    for text in models:
-        name, equals, where = text.partition("=")
-        if not equals:
-            path = Path(text)
-            # runs/NAME/final is named after its run.
-            name, where = (path.parent.name if path.name == "final" and path.parent.name else path.name), text
-        out.append((name, where))
-    names = [name for name, _ in out]
-    if "" in names or len(set(names)) < len(names):
-        raise VistokError(f"the models need names of their own, got {', '.join(names)}; write --model NAME=MODEL")
-    return out
 
 
 def _numbers(text: str) -> list[int]:
