@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 
 from vistok import create_model
@@ -16,8 +17,6 @@ from vistok.errors import VistokError
 from vistok.metrics.complexity import measure_complexity, rank_correlation
 from vistok.models.base import Tokenizer
 from vistok.report.complexity import complexity_picture, format_complexity
-
-import tiny_models
 
 
 @pytest.fixture(scope="module")
