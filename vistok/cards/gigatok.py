@@ -76,7 +76,7 @@ CARDS = (
     _grid("sb", ("small", "base"), layers="plain"),
     _grid("bl", ("base", "large"), layers="plain", entropy_weight=0.005),
     ModelCard(
-        name="gigatok_tiny_64.photos",
+        name="gigatok_tiny_64.emoji",
         family="gigatok",
         config={
             "image_size": 64,
