@@ -19,7 +19,7 @@ from vistok.registry import model_class
 from vistok.tokens import Tokens
 from vistok.training import TrainConfig
 
-from golden_cases import GoldenCase, Result
+from golden_cases import GoldenCase, Result, maskgen
 
 # The cases' own tolerances are blind to small values; these are reachable and tell errors apart.
 _TIGHT = {"rtol": 1e-4, "atol": 1e-9}
@@ -33,7 +33,9 @@ _PARAMETERS = {"rtol": 1e-5, "atol": 1e-6}
 def run(case: GoldenCase) -> Iterator[Result]:
     """All outputs of a case that vistok can compute."""
     operations = {step["op"] for step in case.steps}
-    if not case.steps:
+    if "diffusion_loss" in operations:
+        yield from maskgen.run_diffusion_loss(case)
+    elif not case.steps:
         yield _run_layout(case)
     elif "quantize_train" in operations:
         yield from _run_quantizer(case)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -48,12 +50,12 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact (erf) GELU, Linear."""
+    """Linear, GELU (exact, by erf, unless its tanh approximation is asked for), Linear."""
 
-    def __init__(self, width: int, hidden_width: int) -> None:
+    def __init__(self, width: int, hidden_width: int, *, approximate: Literal["none", "tanh"] = "none") -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden_width)
-        self.act = nn.GELU()
+        self.act = nn.GELU(approximate=approximate)
         self.fc2 = nn.Linear(hidden_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
