@@ -70,6 +70,11 @@ class Generator(PretrainedModel, ABC):
         """Whether it knows the null condition."""
 
     @property
+    def num_classes(self) -> int:
+        """Of its conditions; 0 where these are no classes."""
+        return getattr(self.config, "num_classes", 0)
+
+    @property
     def sampling(self) -> SamplingConfig:
         """The defaults of ``generate``, stored with the weights."""
         return self.config.sampling

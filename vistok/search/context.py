@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +10,11 @@ import torch
 from torch import Tensor
 
 from vistok.generate.base import GenerationResult, Generator
+from vistok.generate.pairing import same_origin
 from vistok.models.base import Tokenizer
 from vistok.search.result import Cost
 from vistok.search.verifiers import Verifier, check_scores
 from vistok.tokens import Tokens
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,14 +68,5 @@ class SearchContext:
         return check_scores(scores, len(tokens), self.verifier.name)
 
     def _check_origin(self, tokens: Tokens) -> None:
-        if self._warned or not tokens.weight_hash or tokens.weight_hash == self.tokenizer.weight_hash():
-            return
-        logger.warning(
-            "the generator was trained on tokens of %s (weights %s), and %s (weights %s) decodes them: "
-            "the images mean nothing unless these are the same model",
-            tokens.model or tokens.family,
-            tokens.weight_hash,
-            self.tokenizer.name or self.tokenizer.family,
-            self.tokenizer.weight_hash(),
-        )
-        self._warned = True
+        if not self._warned:
+            self._warned = not same_origin(tokens, self.tokenizer)

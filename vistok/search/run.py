@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vistok.errors import VistokError, nearest
 from vistok.generate.base import Generator
+from vistok.generate.pairing import check_pair
 from vistok.generate.sampling import row_seeds
 from vistok.models.base import Tokenizer
 from vistok.search.best_of_n import best_of_n
@@ -119,13 +120,4 @@ def _check_models(generator: Generator, tokenizer: Tokenizer | None, length: int
         if needs_images:
             raise VistokError("this verifier looks at images, so the search needs a tokenizer to decode with")
         return
-    name = tokenizer.name or tokenizer.family
-    if tokenizer.codebook_size != generator.codebook_size:
-        raise VistokError(
-            f"the generator makes tokens of the codebook {generator.codebook_size}, "
-            f"and {name} decodes {tokenizer.codebook_size}; use the tokenizer it was trained with"
-        )
-    if not 1 <= length <= tokenizer.num_tokens:
-        raise VistokError(f"{name} decodes 1 to {tokenizer.num_tokens} tokens, got length={length}")
-    if length < tokenizer.num_tokens and not (tokenizer.ordered or tokenizer.adaptive):
-        raise VistokError(f"{name} decodes {tokenizer.num_tokens} tokens and no fewer, got length={length}")
+    check_pair(generator, tokenizer, length)
