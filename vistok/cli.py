@@ -173,6 +173,28 @@ def build_parser() -> argparse.ArgumentParser:
     add_curve_arguments(sub, model_help=_MODEL_HELP, data_help=_DATA_HELP)
 
     sub = _command(
+        measures,
+        "gen",
+        _eval_gen,
+        "generated images: the Fréchet distance from a reference (gFID)",
+        "vistok eval gen outputs/samples --reference folder:imagenet/val --json-file result.json",
+    )
+    from vistok.metrics.generation_command import add_generation_arguments
+
+    add_generation_arguments(sub, data_help=_DATA_HELP)
+
+    sub = _command(
+        commands,
+        "generate",
+        _generate,
+        "images out of a generator: any number, balanced over classes or prompts, resumable",
+        "vistok generate --model runs/digit_ar_tiny/final --tokenizer runs/titok_tiny/final --num 64 --out outputs/samples",
+    )
+    from vistok.report.generate_command import add_generate_arguments
+
+    add_generate_arguments(sub, model_help=_MODEL_HELP)
+
+    sub = _command(
         commands,
         "complexity",
         _complexity,
@@ -556,6 +578,18 @@ def _eval_curve(args: argparse.Namespace) -> dict[str, Any]:
     from vistok.report.curve_command import run_curve
 
     return run_curve(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
+
+
+def _eval_gen(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.metrics.generation_command import run_generation
+
+    return run_generation(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
+
+
+def _generate(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.report.generate_command import run_generate
+
+    return run_generate(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
 
 
 def _complexity(args: argparse.Namespace) -> dict[str, Any]:

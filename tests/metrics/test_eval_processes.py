@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import launch
 
 import vistok
 from vistok.errors import VistokError
@@ -129,39 +126,13 @@ def fresh_model() -> Any:
     return model
 
 
-def launch(arguments: list[str], processes: int) -> list[subprocess.CompletedProcess]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "VISTOK_OFFLINE": "1",
-            "ACCELERATE_USE_CPU": "true",
-            "MASTER_ADDR": "localhost",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(processes),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-        }
-        command = [sys.executable, str(ROOT / "eval" / "reconstruction.py"), *arguments]
-        started.append(subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True))
-    done = []
-    for process in started:
-        output, errors = process.communicate(timeout=120)
-        done.append(subprocess.CompletedProcess(process.args, process.returncode, output, errors))
-    return done
-
-
 def test_two_processes_give_the_same(tmp_path) -> None:
     model = fresh_model()
     model.save_pretrained(tmp_path / "model")
     file = tmp_path / "result.json"
     arguments = ["--model", str(tmp_path / "model"), "--data", "random:120", "--limit", "11", "--batch-size", "2"]
     arguments += ["--length", "12", "--device", "cpu", "--features", "none", "--no-lpips", "--json-file", str(file)]
-    first, second = launch(arguments, 2)
+    first, second = launch("reconstruction.py", arguments, 2)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "PSNR" in first.stdout
     assert second.stdout == ""
@@ -178,7 +149,7 @@ def test_two_processes_give_the_same(tmp_path) -> None:
 
 
 def test_script_says_what_is_wrong() -> None:
-    (done,) = launch(["--model", "nothing_like_it", "--data", "emoji:", "--device", "cpu"], 1)
+    (done,) = launch("reconstruction.py", ["--model", "nothing_like_it", "--data", "emoji:", "--device", "cpu"], 1)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("reconstruction.py: error: ")
     assert "Traceback" not in done.stderr

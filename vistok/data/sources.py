@@ -24,6 +24,7 @@ _FORMS = {
     "folder": ("vistok.data.folder", "folder:PATH", "folder:/data/imagenet"),
     "wds": ("vistok.data.wds", "wds:SHARDS", "wds:/data/train-{000..127}.tar"),
     "hfds": ("vistok.data.hfds", "hfds:NAME[?split=S&image=COLUMN&label=COLUMN&caption=COLUMN]", "hfds:ylecun/mnist"),
+    "npz": ("vistok.data.npz", "npz:FILE", "npz:outputs/samples/samples.npz"),
     "random": ("vistok.data.synthetic", "random:COUNT", "random:256"),
 }
 
@@ -122,6 +123,7 @@ def open_source(spec: str, *, split: Split = "all") -> ImageSource:
             - ``wds:SHARDS``: local webdataset shards, by braces or globs ([data] extra).
             - ``hfds:NAME``: a data set of the Hugging Face hub, or a local folder of one, by
               timm's reader ([data] extra).
+            - ``npz:FILE``: a batch of samples, ``arr_0`` uint8 [N, H, W, 3], as ``vistok generate`` and ADM write it.
             - ``random:COUNT``: made-up smooth pictures, for dry runs.
         split: the embedded and random sets hold out about a tenth as ``val``. A folder has the
             parts ``PATH/train`` and ``PATH/val`` if they exist, else it is all one. Shards are

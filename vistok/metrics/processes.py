@@ -1,9 +1,11 @@
-"""Sums over the processes of a run; without an accelerator, or with one process, the identity."""
+"""Sums over the processes of a run (without an accelerator, or with one process, the identity), and scripts that several run."""
 
 from __future__ import annotations
 
+import argparse
+import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,3 +54,32 @@ def all_agree(value: int, accelerator: Accelerator | None) -> bool:
     processes = 1 if accelerator is None else accelerator.num_processes
     total, squares = sum_over_processes(torch.tensor([value, value * value]), accelerator).tolist()
     return processes * squares == total * total
+
+
+def run_script(
+    description: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[..., Any],
+) -> None:
+    """The whole of a script for ``accelerate launch``: parse, run on this process's device, show on the main one.
+
+    Args:
+        description: for ``--help``.
+        add_arguments: adds the options, ``device`` among them.
+        run: takes the arguments, and ``device``, ``say`` and ``accelerator`` by keyword.
+    """
+    from accelerate import Accelerator
+
+    parser = argparse.ArgumentParser(description=description)
+    add_arguments(parser)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    accelerator = Accelerator(cpu=args.device == "cpu")
+    if args.device not in ("", accelerator.device.type):
+        parser.error(f"accelerate runs this on {accelerator.device}; choose GPUs by `accelerate launch --gpu_ids`")
+    try:
+        run(args, device=accelerator.device, say=accelerator.print, accelerator=accelerator)
+    except (VistokError, OSError) as error:
+        raise SystemExit(f"{parser.prog}: error: {error}") from error
+    finally:
+        accelerator.end_training()

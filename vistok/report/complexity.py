@@ -123,7 +123,10 @@ def complexity_picture(
     for start in range(0, len(chosen), _COLUMNS):
         part = slice(start, start + _COLUMNS)
         rows += [list(originals[part]), list(decoded[part])]
-        captions += [[], [f"{need['tokens']} tok, {need['bits']} bit" for need in (e["needs"][0] for e in chosen[part])]]
+        captions += [
+            [],
+            [f"{need['tokens']} tok, {need['bits']} bit" for need in (e["needs"][0] for e in chosen[part])],
+        ]
     return image_grid(rows, captions=captions)
 
 

@@ -59,8 +59,8 @@ def run_complexity(
     from vistok.metrics.complexity import measure_complexity
     from vistok.metrics.protocols import get_protocol
     from vistok.metrics.result import save_result
+    from vistok.report.arguments import named_models
     from vistok.report.complexity import format_complexity, write_complexity
-    from vistok.report.named import named_models
 
     # Before models are loaded: a typing error should not take minutes.
     get_protocol(args.protocol)

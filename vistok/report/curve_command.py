@@ -74,15 +74,15 @@ def run_curve(
     from vistok.metrics.curve import evaluate_curve
     from vistok.metrics.protocols import get_protocol
     from vistok.metrics.result import save_result
+    from vistok.report.arguments import named_models, option_value
     from vistok.report.curve import format_curve, write_curve
-    from vistok.report.named import named_models
 
     # Before models are loaded: a typing error should not take minutes.
     get_protocol(args.protocol)
     lengths = None if args.lengths is None else _numbers(args.lengths)
     codecs = () if args.codecs == "none" else tuple(args.codecs.split(","))
     find_codecs(codecs)
-    options = dict(_option(text) for text in args.decode)
+    options = dict(option_value(text, flag="--decode", example="steps=10") for text in args.decode)
     source, split = open_evaluated(args.data, args.split)
     tokenizers = {name: load_tokenizer(where, device=device) for name, where in named_models(args.model)}
     result = evaluate_curve(
@@ -145,15 +145,3 @@ def _numbers(text: str) -> list[int]:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise VistokError(f"--lengths takes numbers of 1 or more, as 1,4,16; got {text!r}")
     return sorted({int(part) for part in parts})
-
-
-def _option(text: str) -> tuple[str, Any]:
-    import yaml
-
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise VistokError(f"--decode takes OPTION=VALUE, as steps=10; got {text!r}")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise VistokError(f"--decode {text!r}: the value is not valid YAML") from error

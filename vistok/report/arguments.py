@@ -1,9 +1,10 @@
-"""Names of models that are compared on one page."""
+"""Reading arguments that several commands take."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vistok.errors import VistokError
 
@@ -28,3 +29,23 @@ def named_models(models: Sequence[str]) -> list[tuple[str, str]]:
     if "" in names or len(set(names)) < len(names):
         raise VistokError(f"the models need names of their own, got {', '.join(names)}; write --model NAME=MODEL")
     return out
+
+
+def option_value(text: str, *, flag: str, example: str) -> tuple[str, Any]:
+    """``NAME=VALUE`` as a name and what YAML reads in the value.
+
+    Args:
+        text: as it was typed.
+        flag, example: for the message.
+    Raises:
+        VistokError: no such pair.
+    """
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise VistokError(f"{flag} takes OPTION=VALUE, as {example}; got {text!r}")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise VistokError(f"{flag} {text!r}: the value is not valid YAML") from error

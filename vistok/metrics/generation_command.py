@@ -1,0 +1,88 @@
+"""The options of ``vistok eval gen`` and ``eval/generation.py``: generated images against a reference."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser, *, data_help: str = "") -> None:
+    """Add the options; ``run_generation`` reads them."""
+    add = parser.add_argument
+    add("samples", help="a folder of `vistok generate`, an .npz of samples, or a source of pictures")
+    add(
+        "--reference",
+        required=True,
+        help=f"{data_help or 'a source of pictures'}; or an .npz of statistics (mu, sigma)",
+    )
+    add("--split", choices=("train", "val", "all"), help="of the reference (default: val; all where none is held out)")
+    add("--protocol", default="titok", help="a named protocol (%(default)s)")
+    add("--limit", type=int, help="this many samples, evenly spaced (default: all)")
+    add("--batch-size", type=int, default=32, help="images at a time, in each process (%(default)s)")
+    add(
+        "--features",
+        default="auto",
+        choices=("auto", "inception", "lite0"),
+        help="of the Fréchet distance (%(default)s)",
+    )
+    add("--weights", help="file with the weights of the features")
+    add("--no-download", action="store_true", help="do not ask the network for the weights of metrics")
+    add("--device", default="", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    add("--json-file", type=Path, help="write the result here")
+
+
+def run_generation(
+    args: argparse.Namespace,
+    *,
+    device: torch.device | str,
+    say: Callable[[str], None],
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Open, evaluate, write and show.
+
+    Args:
+        args: of ``add_generation_arguments``.
+        device: where the features are computed.
+        say: takes the figures, on the main process.
+        accelerator: shares the work between processes.
+        progress: show bars.
+    Raises:
+        VistokError: whatever cannot be used.
+    """
+    from vistok.metrics.generation import evaluate_generation, open_reference, open_samples
+    from vistok.metrics.protocols import get_protocol
+    from vistok.metrics.result import save_result
+
+    get_protocol(args.protocol)
+    result = evaluate_generation(
+        open_samples(args.samples),
+        open_reference(args.reference, args.split),
+        protocol=args.protocol,
+        batch_size=args.batch_size,
+        limit=args.limit,
+        features=args.features,
+        weights=args.weights,
+        download=not args.no_download,
+        accelerator=accelerator,
+        device=device,
+        progress=progress,
+    )
+    main = accelerator is None or accelerator.is_main_process
+    if args.json_file is not None and main:
+        save_result(result, args.json_file)
+    samples, reference = result["samples"], result["reference"]
+    say(f"{result['metric']}  {result[result['metric']]:.4g}")
+    say(
+        f"{samples['size']} samples of {samples['spec']} against {reference['size']} of {reference['spec']}, protocol "
+        f"{result['protocol']['name']}"
+    )
+    for note in result["notes"]:
+        say(f"note: {note}")
+    return result
