@@ -396,9 +396,9 @@ def test_entropy_coding(
     run_json(capsys, "encode", *GOOD, *model, "--out", "named.vtk", "--entropy", "table.json")
     assert "name its file" in refused(capsys, "info", "named.vtk")
     assert "name its file" in refused(capsys, "decode", "named.vtk", *model, "--out", "x")
-    assert run("info", "named.vtk", "--frequencies", "table.json") == 0
+    assert run("info", "named.vtk", "--prior", "table.json") == 0
     assert "alpha.png" in capsys.readouterr().out
-    assert run("decode", "named.vtk", *model, "--out", "x", "--frequencies", "table.json") == 0
+    assert run("decode", "named.vtk", *model, "--out", "x", "--prior", "table.json") == 0
     assert "is no frequency table" in refused(
         capsys, "encode", "odd.png", *model, "--out", "y.vtk", "--entropy", "odd.png"
     )

@@ -342,7 +342,7 @@ CODED = ("ids", "product")
 def stored(name: str, folder: Path, *, coded: bool = False) -> bytes:
     tokens = SOUND[name]
     table = FrequencyTable.fit([tokens], unseen=0.0) if coded else None
-    with TokenWriter(folder / "a.vtk", frequencies=table) as writer:
+    with TokenWriter(folder / "a.vtk", prior=table) as writer:
         writer.write(tokens, [f"picture {row}" for row in range(len(tokens))])
     return (folder / "a.vtk").read_bytes()
 
@@ -444,7 +444,7 @@ def test_random_damage_never_gives_wrong_tokens(rows: list[list[int]], data: st.
     folder = Path(os.environ.get("TMPDIR", "/tmp"))
     path = folder / f"random-{os.getpid()}.vtk"
     try:
-        with TokenWriter(path, frequencies=data.draw(st.sampled_from([None, FrequencyTable.fit([tokens])]))) as writer:
+        with TokenWriter(path, prior=data.draw(st.sampled_from([None, FrequencyTable.fit([tokens])]))) as writer:
             writer.write(tokens)
         content = bytearray(path.read_bytes())
     finally:
@@ -619,7 +619,7 @@ def test_coded_files_return_what_was_saved(
             FrequencyTable.fit([tokens], unseen=unseen)
         return
     table = FrequencyTable.fit([tokens], unseen=unseen, by_position=by_position)
-    with TokenWriter(path, frequencies=table) as writer:
+    with TokenWriter(path, prior=table) as writer:
         writer.write(tokens)
     assert Tokens.load(path) == tokens
 
@@ -628,7 +628,7 @@ def test_coded_files_return_what_was_saved(
 def test_any_table_codes_any_ids(codebook: Any, tmp_path: Path) -> None:
     table = FrequencyTable.fit([skewed(30, 20, codebook)], unseen=0.0)
     strange = make_ids([20, 33, 1], codebook)  # ids and positions that the table has not seen
-    with TokenWriter(tmp_path / "a.vtk", frequencies=table) as writer:
+    with TokenWriter(tmp_path / "a.vtk", prior=table) as writer:
         writer.write(strange)
     assert Tokens.load(tmp_path / "a.vtk") == strange
 
@@ -636,7 +636,7 @@ def test_any_table_codes_any_ids(codebook: Any, tmp_path: Path) -> None:
 def test_coding_comes_near_the_entropy(tmp_path: Path) -> None:
     tokens = skewed(2000, 32, 64).replace(lengths=[32] * 2000)
     table = FrequencyTable.fit([tokens], by_position=True)
-    with TokenWriter(tmp_path / "a.vtk", frequencies=table) as writer:
+    with TokenWriter(tmp_path / "a.vtk", prior=table) as writer:
         sizes = writer.write(tokens)
     ideal = 0.0
     for start, end in ((0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, 32)):
@@ -658,21 +658,21 @@ def test_frequencies_can_stay_outside(tmp_path: Path) -> None:
     table.save(tmp_path / "table.json")
     again = FrequencyTable.load(tmp_path / "table.json")
     assert again.hash == table.hash and again.levels == (8, 5)
-    with TokenWriter(tmp_path / "a.vtk", frequencies=table, embed=False) as writer:
+    with TokenWriter(tmp_path / "a.vtk", prior=table, embed=False) as writer:
         writer.write(tokens)
-    assert TokenFile.open(tmp_path / "a.vtk", frequencies=again).read_all() == tokens
+    assert TokenFile.open(tmp_path / "a.vtk", prior=again).read_all() == tokens
     other = FrequencyTable.fit([tokens[:10]])
     for given_table, words in ((None, "none was given"), (other, other.hash)):
         with pytest.raises(TokenFileError, match=words):
-            TokenFile.open(tmp_path / "a.vtk", frequencies=given_table)
+            TokenFile.open(tmp_path / "a.vtk", prior=given_table)
 
 
 def test_recode_there_and_back(tmp_path: Path) -> None:
     tokens = skewed(20, 20, (8, 5))
     with TokenWriter(tmp_path / "a.vtk") as writer:
         writer.write(tokens, [str(row) for row in range(20)])
-    recode(tmp_path / "a.vtk", tmp_path / "b.vtk", frequencies=FrequencyTable.fit([tokens]), batch_size=7)
-    recode(tmp_path / "b.vtk", tmp_path / "c.vtk", frequencies=None)
+    recode(tmp_path / "a.vtk", tmp_path / "b.vtk", prior=FrequencyTable.fit([tokens]), batch_size=7)
+    recode(tmp_path / "b.vtk", tmp_path / "c.vtk", prior=None)
     assert (tmp_path / "c.vtk").read_bytes() == (tmp_path / "a.vtk").read_bytes()
     with TokenFile.open(tmp_path / "b.vtk") as file:
         assert file.names == [str(row) for row in range(20)] and file.read_all() == tokens
@@ -692,7 +692,7 @@ def test_tables_that_make_no_sense(tmp_path: Path) -> None:
         FrequencyTable.fit([make_ids([1], 4), make_ids([1], 5)])
     with (
         pytest.raises(VistokError, match="for the levels"),
-        TokenWriter(tmp_path / "a.vtk", frequencies=FrequencyTable((4,), [[ones]])) as writer,
+        TokenWriter(tmp_path / "a.vtk", prior=FrequencyTable((4,), [[ones]])) as writer,
     ):
         writer.write(make_ids([2], 5))
     for text in (
@@ -714,6 +714,6 @@ def test_a_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
         TokenFile.open(content).read_all()
     with (
         pytest.raises(MissingExtraError),
-        TokenWriter(tmp_path / "b.vtk", frequencies=FrequencyTable.fit([SOUND["product"]])) as writer,
+        TokenWriter(tmp_path / "b.vtk", prior=FrequencyTable.fit([SOUND["product"]])) as writer,
     ):
         writer.write(SOUND["product"])

@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "info", _info, "what is known about a model or a .vtk file", "vistok info titok_s128.imagenet"
     )
     sub.add_argument("what", help=f"{_MODEL_HELP}; or a .vtk token file")
-    _add_frequencies(sub)
+    _add_prior(sub)
 
     sub = _command(
         commands,
@@ -115,8 +115,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--entropy",
-        metavar="static|FILE",
-        help="entropy-code the ids with their own frequencies, or with those of a table (needs the extra [codec])",
+        metavar="static|PRIOR",
+        help="entropy-code the ids with their own frequencies, or with a prior: the file of a table, or an autoregressive "
+        "generator (needs the extra [codec])",
     )
 
     sub = _command(
@@ -133,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--index", type=_indices, help="only these images, counted from 0: 3 or 0,5,7")
     sub.add_argument("--names", action="store_true", help="call the pictures as they were called when encoded")
     sub.add_argument("--recover", action="store_true", help="decode what is left of a file that is cut or damaged")
-    _add_frequencies(sub)
+    _add_prior(sub)
 
     sub = _command(
         commands,
@@ -255,9 +256,9 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_frequencies(parser: argparse.ArgumentParser) -> None:
+def _add_prior(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--frequencies", type=Path, help="the table that a .vtk file was entropy-coded with, if it has none inside"
+        "--prior", help="what a .vtk file was entropy-coded with, if not inside: the file of a table, or a generator"
     )
 
 
@@ -373,7 +374,7 @@ def _token_file_info(args: argparse.Namespace) -> dict[str, Any]:
     with _open_tokens(args, args.what) as file:
         layout, count = file.layout, len(file)
         lengths, sizes = file.lengths.tolist(), file.sizes.tolist()
-        file[:1]  # a table of frequencies that does not fit is found out here
+        file[:1]  # a prior that does not fit is found out here
         out: dict[str, Any] = {
             "images": count,
             "format_version": file.version,
@@ -382,7 +383,7 @@ def _token_file_info(args: argparse.Namespace) -> dict[str, Any]:
             "weight_hash": layout.weight_hash,
             "kind": layout.kind,
             "codebook_size": layout.codebook_size,
-            "entropy": "" if layout.frequencies is None else "static",
+            "entropy": "" if layout.prior is None else layout.prior.describe(embed=False)["kind"],
             "tokens_per_image": [min(lengths, default=0), max(lengths, default=0)],
             "mean_tokens": sum(lengths) / max(1, count),
             "bytes_per_image": sum(sizes) / max(1, count),
@@ -410,11 +411,15 @@ def _token_file_info(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _open_tokens(args: argparse.Namespace, path: str | Path) -> Any:
-    from vistok.entropy import FrequencyTable
     from vistok.token_file import TokenFile
 
-    table = None if args.frequencies is None else FrequencyTable.load(args.frequencies)
-    return TokenFile.open(path, frequencies=table)
+    return TokenFile.open(path, prior=_prior(args))
+
+
+def _prior(args: argparse.Namespace) -> Any:
+    from vistok.transcode import load_prior
+
+    return None if args.prior is None else load_prior(args.prior)
 
 
 def _size(name: str) -> dict[str, Any]:
@@ -528,10 +533,7 @@ def _decode(args: argparse.Namespace) -> dict[str, Any]:
                 raise VistokError(
                     "the names are at the end of a token file, which --recover does without; leave --names away"
                 )
-            from vistok.entropy import FrequencyTable
-
-            table = None if args.frequencies is None else FrequencyTable.load(args.frequencies)
-            tokens: Any = TokenFile.recover(args.tokens, frequencies=table)
+            tokens: Any = TokenFile.recover(args.tokens, prior=_prior(args))
             if not tokens:
                 raise VistokError(f"{args.tokens} holds no whole beginning of an image")
             made_by = tokens[0]

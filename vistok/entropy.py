@@ -2,8 +2,7 @@
 
 How often every value of every digit of an id occurs, apart for the positions 0, 1, 2-3, 4-7, ... or
 for all positions together. A product codebook (FSQ levels) has a digit a factor, first digit fastest, so its
-tables stay small. A coder of this kind takes any table of whole numbers; a learned prior, which
-gives a distribution for each token from those before it, will be another ``kind`` beside ``static``.
+tables stay small. ``EntropyCoder`` is what the coder asks of any prior; ``vistok.generate.prior`` has a learned one.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ import json
 import math
 import os
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,111 @@ _SPARE_BYTES = 64  # what the coder looks ahead
 _ROUNDED_BYTES = 6  # at most so many last bytes of an image may turn out not to be needed
 
 
-class FrequencyTable:
+class EntropyCoder(ABC):
+    """Ids of an image to bytes and back, under some prior.
+
+    Attributes:
+        levels: the number of values of each digit of an id.
+    """
+
+    levels: tuple[int, ...]
+
+    @property
+    @abstractmethod
+    def hash(self) -> str:
+        """16 hex digits that name this prior."""
+
+    @abstractmethod
+    def describe(self, *, embed: bool) -> dict[str, Any]:
+        """What a file's header says of it; ``embed``: so that nothing else is needed to decode, where that can be."""
+
+    @abstractmethod
+    def begin(self, known: np.ndarray | None = None) -> Any:
+        """What a pass over one image carries along from block to block.
+
+        Args:
+            known: ids [L] that the pass will meet, where they are known beforehand.
+        """
+
+    @abstractmethod
+    def write_block(self, encoder: Any, ids: np.ndarray, start: int, end: int, state: Any) -> None:
+        """Give ``ids[start:end]`` to a range encoder."""
+
+    @abstractmethod
+    def read_block(self, decoder: Any, start: int, end: int, state: Any) -> np.ndarray:
+        """Take the ids of a block, int64 [end - start], from a range decoder; a ValueError if that cannot be."""
+
+    def encode(self, ids: np.ndarray, ends: list[int], start: Check) -> bytes:
+        """Ids [L] as the shortest bytes that ``decode`` reads back.
+
+        Args:
+            ids: int64 in [0, K).
+            ends: where the blocks end; after each, 24 bits that check all ids so far are put in.
+            start: what the checks start from.
+        """
+        encoder = _stream().queue.RangeEncoder()
+        begin, state = 0, self.begin(ids)
+        for end, check in zip(ends, _checks(ids, ends, start), strict=True):
+            self.write_block(encoder, ids, begin, end, state)
+            for half in divmod(check, _HALF_CHECK):
+                encoder.encode(half, _check_model())
+            begin = end
+        whole = encoder.get_compressed().astype(">u4").tobytes()
+        # The coder writes words of 32 bits; missing bytes are read as zeros, so some need not be there.
+        for dropped in range(min(_ROUNDED_BYTES, len(whole)), 0, -1):
+            kept = whole[:-dropped]
+            above = int.from_bytes(kept, "big") + 1  # the next larger number may lie in the final interval, too
+            for shorter in (kept, above.to_bytes(len(kept), "big") if above >> 8 * len(kept) == 0 else kept):
+                decoded, is_damaged = self.decode(shorter, ends, start, complete=True, known=ids)
+                if not is_damaged and np.array_equal(decoded, ids):
+                    return shorter
+        return whole
+
+    def decode(
+        self, data: bytes, ends: list[int], start: Check, *, complete: bool, known: np.ndarray | None = None
+    ) -> tuple[np.ndarray, bool]:
+        """The ids of all leading blocks that are there and whole, and whether the next one is damaged.
+
+        Args:
+            data: of one image, or its beginning.
+            ends, start: as for ``encode``.
+            complete: nothing is missing at the end.
+            known: what the ids should be, where that is only to be confirmed.
+        Returns:
+            int64 ids; and True if a block that is there does not match its check.
+        """
+        # The decoded values grow with the number that the bytes are. Where missing bytes make no
+        # difference whether they are all zeros or all ones, no other bytes would make one either.
+        spare = b"\0" * ((ends[-1] if ends else 0) * 3 * (1 + len(self.levels)) + 3 * len(ends) + _SPARE_BYTES)
+        decoders = [(_decoder(data + spare), self.begin(known))]
+        if not complete:
+            decoders.append((_decoder(data + b"\xff" * len(spare)), self.begin(known)))
+        found = np.zeros(0, dtype=np.int64)
+        begin = 0
+        for end in ends:
+            answers = [self._decode_block(decoder, begin, end, state) for decoder, state in decoders]
+            if answers[0] is None and all(answer is None for answer in answers):
+                return found, True
+            if any(not _same(answers[0], answer) for answer in answers[1:]):
+                return found, False
+            ids, check = answers[0]
+            longer = np.concatenate([found, ids])
+            if int(ids.max(initial=0)) >= math.prod(self.levels) or _checks(longer, [end], start)[0] != check:
+                return found, True
+            found, begin = longer, end
+        return found, False
+
+    def _decode_block(self, decoder: Any, start: int, end: int, state: Any) -> tuple[np.ndarray, int] | None:
+        """Ids and check of a block; None for bytes that no encoder makes."""
+        try:
+            ids = self.read_block(decoder, start, end, state)
+            high, low = (int(decoder.decode(_check_model())) for _ in range(2))
+        except (ValueError, AssertionError):  # constriction's answer to them
+            return None
+        return ids, high * _HALF_CHECK + low
+
+
+class FrequencyTable(EntropyCoder):
     """How often the values of digits occur, as whole numbers.
 
     Args:
@@ -162,74 +266,20 @@ class FrequencyTable:
 
     # Coding.
 
-    def encode(self, ids: np.ndarray, ends: list[int], start: Check) -> bytes:
-        """Ids [L] as the shortest bytes that ``decode`` reads back.
+    def describe(self, *, embed: bool) -> dict[str, Any]:
+        where = {"groups": self.num_groups, "table": self.to_text()} if embed else {"hash": self.hash}
+        return {"kind": "static", **where}
 
-        Args:
-            ids: int64 in [0, K).
-            ends: where the blocks end; after each, 24 bits that check all ids so far are put in.
-            start: what the checks start from.
-        """
-        encoder = _stream().queue.RangeEncoder()
-        begin = 0
-        for end, check in zip(ends, _checks(ids, ends, start), strict=True):
-            for first, last, models in self._parts(begin, end):
-                for digits, model in zip(_split(ids[first:last], self.levels), models, strict=True):
-                    if model is not None:
-                        encoder.encode(digits.astype(np.int32), model)
-            for half in divmod(check, _HALF_CHECK):
-                encoder.encode(half, self._check_model)
-            begin = end
-        whole = encoder.get_compressed().astype(">u4").tobytes()
-        # The coder writes words of 32 bits; missing bytes are read as zeros, so some need not be there.
-        for dropped in range(min(_ROUNDED_BYTES, len(whole)), 0, -1):
-            kept = whole[:-dropped]
-            above = int.from_bytes(kept, "big") + 1  # the next larger number may lie in the final interval, too
-            for shorter in (kept, above.to_bytes(len(kept), "big") if above >> 8 * len(kept) == 0 else kept):
-                decoded, is_damaged = self.decode(shorter, ends, start, complete=True)
-                if not is_damaged and np.array_equal(decoded, ids):
-                    return shorter
-        return whole
+    def begin(self, known: np.ndarray | None = None) -> None:
+        """Positions know nothing of each other."""
 
-    def decode(self, data: bytes, ends: list[int], start: Check, *, complete: bool) -> tuple[np.ndarray, bool]:
-        """The ids of all leading blocks that are there and whole, and whether the next one is damaged.
+    def write_block(self, encoder: Any, ids: np.ndarray, start: int, end: int, state: None) -> None:
+        for first, last, models in self._parts(start, end):
+            for digits, model in zip(_split(ids[first:last], self.levels), models, strict=True):
+                if model is not None:
+                    encoder.encode(digits.astype(np.int32), model)
 
-        Args:
-            data: of one image, or its beginning.
-            ends, start: as for ``encode``.
-            complete: nothing is missing at the end.
-        Returns:
-            int64 ids; and True if a block that is there does not match its check.
-        """
-        # The decoded values grow with the number that the bytes are. Where missing bytes make no
-        # difference whether they are all zeros or all ones, no other bytes would make one either.
-        spare = b"\0" * ((ends[-1] if ends else 0) * 3 * len(self.levels) + 3 * len(ends) + _SPARE_BYTES)
-        decoders = [self._decoder(data + spare)]
-        if not complete:
-            decoders.append(self._decoder(data + b"\xff" * len(spare)))
-        found = np.zeros(0, dtype=np.int64)
-        begin = 0
-        for end in ends:
-            answers = [self._decode_block(decoder, begin, end) for decoder in decoders]
-            if answers[0] is None and all(answer is None for answer in answers):
-                return found, True
-            if any(not _same(answers[0], answer) for answer in answers[1:]):
-                return found, False
-            ids, check = answers[0]
-            longer = np.concatenate([found, ids])
-            if int(ids.max(initial=0)) >= math.prod(self.levels) or _checks(longer, [end], start)[0] != check:
-                return found, True
-            found, begin = longer, end
-        return found, False
-
-    def _decode_block(self, decoder: Any, start: int, end: int) -> tuple[np.ndarray, int] | None:
-        """Ids and check of a block; None for bytes that no encoder makes."""
-        try:
-            return self._read_block(decoder, start, end)
-        except (ValueError, AssertionError):  # constriction's answer to them
-            return None
-
-    def _read_block(self, decoder: Any, start: int, end: int) -> tuple[np.ndarray, int]:
+    def read_block(self, decoder: Any, start: int, end: int, state: None) -> np.ndarray:
         parts = []
         for first, last, models in self._parts(start, end):
             count, ids, place = last - first, np.zeros(last - first, dtype=np.int64), 1
@@ -238,12 +288,7 @@ class FrequencyTable:
                     ids += place * decoder.decode(model, count).astype(np.int64)
                 place *= level
             parts.append(ids)
-        high, low = (int(decoder.decode(self._check_model)) for _ in range(2))
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64), high * _HALF_CHECK + low
-
-    def _decoder(self, data: bytes) -> Any:
-        words = np.frombuffer(data[: len(data) // 4 * 4], dtype=">u4").astype(np.uint32)
-        return _stream().queue.RangeDecoder(words)
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
     def _parts(self, start: int, end: int) -> Iterator[tuple[int, int, list[Any]]]:
         """The positions of a block by groups, with the coder's models of their digits."""
@@ -256,16 +301,8 @@ class FrequencyTable:
 
     @cached_property
     def _models(self) -> list[list[Any]]:
-        categorical = _stream().model.Categorical
         # A digit of one value takes no bits, and the coder has no model for it.
-        return [
-            [categorical(table.astype(np.float64), perfect=False) if len(table) > 1 else None for table in group]
-            for group in self.frequencies
-        ]
-
-    @cached_property
-    def _check_model(self) -> Any:
-        return _stream().model.Uniform(_HALF_CHECK)
+        return [[weights_model(table) if len(table) > 1 else None for table in group] for group in self.frequencies]
 
     def _raw(self) -> bytes:
         return b"".join(table.astype("<u2").tobytes() for group in self.frequencies for table in group)
@@ -278,6 +315,21 @@ class FrequencyTable:
                 share = np.maximum(table / table.sum(), 2.0**-24)
                 total -= float((count * np.log2(share)).sum())
         return total
+
+
+def weights_model(weights: np.ndarray) -> Any:
+    """The range coder's model of values 0, 1, ... that have these whole numbers as weights."""
+    return _stream().model.Categorical(weights.astype(np.float64), perfect=False)
+
+
+@cache
+def _check_model() -> Any:
+    return _stream().model.Uniform(_HALF_CHECK)
+
+
+def _decoder(data: bytes) -> Any:
+    words = np.frombuffer(data[: len(data) // 4 * 4], dtype=">u4").astype(np.uint32)
+    return _stream().queue.RangeDecoder(words)
 
 
 def _checks(ids: np.ndarray, ends: list[int], start: Check) -> list[int]:
@@ -343,26 +395,31 @@ def _stream() -> Any:
     return require("constriction", extra="codec", purpose="entropy coding of tokens").stream
 
 
-def table_from_header(entry: Any, levels: tuple[int, ...], given: FrequencyTable | None) -> FrequencyTable:
-    """The table that a token file's header holds or names.
+def coder_from_header(entry: Any, levels: tuple[int, ...], given: EntropyCoder | None) -> EntropyCoder:
+    """The prior that a token file's header holds or names.
 
     Args:
         entry: the header's ``entropy``.
         levels: of its codebook.
-        given: a table from elsewhere, for headers that only name theirs.
+        given: a prior from elsewhere, for headers that only name theirs.
     Raises:
-        TokenFileError: it names another table, or a kind that this vistok does not know.
+        TokenFileError: it names another one, or a kind that this vistok does not know.
     """
-    if entry["kind"] != "static":
+    if entry["kind"] == "static" and "table" in entry:
+        return FrequencyTable.from_text(entry["table"], levels, entry["groups"])
+    names = {"static": "the frequency table", "learned": "the learned prior"}
+    if entry["kind"] not in names:
         raise TokenFileError(
             f"this token file is coded with a prior of the kind {entry['kind']!r}, which this vistok does not know; update"
         )
-    if "table" in entry:
-        return FrequencyTable.from_text(entry["table"], levels, entry["groups"])
     if given is None or given.hash != entry["hash"]:
         came = "none was given" if given is None else f"the one given is {given.hash}"
+        what = {
+            "static": "name its file (frequencies=, or --frequencies)",
+            "learned": "give that model (prior=, or --prior)",
+        }
+        called = f" ({entry['model']})" if entry.get("model") else ""
         raise TokenFileError(
-            f"this token file was coded with the frequency table {entry['hash']}, and {came}; name its file (frequencies=, "
-            "or --frequencies)"
+            f"this token file was coded with {names[entry['kind']]} {entry['hash']}{called}, and {came}; {what[entry['kind']]}"
         )
     return given

@@ -35,7 +35,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vistok.entropy import FrequencyTable
+from vistok.entropy import EntropyCoder
 from vistok.errors import TokenFileError, VistokError
 from vistok.token_layout import END_OF_RECORDS, TokenLayout, header_seed
 from vistok.token_packing import FLOATS
@@ -64,13 +64,13 @@ class TokenWriter:
 
     Args:
         path: the file to write, in a folder that exists.
-        frequencies: entropy-code the ids with these.
-        embed: put the frequencies into the file (else only their hash, and reading takes ``frequencies=``).
+        prior: entropy-code the ids with this: a ``FrequencyTable``, or a ``LearnedPrior``.
+        embed: put a table of frequencies into the file (else only its hash, as of a model, and reading takes ``prior=``).
     """
 
-    def __init__(self, path: str | Path, *, frequencies: FrequencyTable | None = None, embed: bool = True) -> None:
+    def __init__(self, path: str | Path, *, prior: EntropyCoder | None = None, embed: bool = True) -> None:
         self.path = Path(path)
-        self._frequencies, self._embed = frequencies, embed
+        self._prior, self._embed = prior, embed
         self._layout: TokenLayout | None = None
         self._file: BinaryIO | None = None
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
@@ -99,7 +99,7 @@ class TokenWriter:
             raise VistokError(f"as many names as images are wanted, got {len(names)} for {len(tokens)}")
         if self._lengths and len(tokens) and bool(names) != bool(self._names):
             raise VistokError("all images of a token file have names, or none has")
-        layout = TokenLayout.of(tokens, self._frequencies)
+        layout = TokenLayout.of(tokens, self._prior)
         if self._layout is None:
             self._begin(layout)
         elif layout.with_seed(self._seed) != self._layout:
@@ -194,7 +194,7 @@ class TokenFile(Sequence[Tokens]):
         version: of the format.
     """
 
-    def __init__(self, stream: BinaryIO, where: str, frequencies: FrequencyTable | None) -> None:
+    def __init__(self, stream: BinaryIO, where: str, prior: EntropyCoder | None) -> None:
         self._stream, self._where = stream, where
         self.names: list[str] = []
         with self._reading():
@@ -203,32 +203,32 @@ class TokenFile(Sequence[Tokens]):
             if self.version == 1:
                 self._read_version_1(json.loads(encoded))
             else:
-                self.layout = TokenLayout.from_header(encoded, self._seed, frequencies)
+                self.layout = TokenLayout.from_header(encoded, self._seed, prior)
 
     @classmethod
-    def open(cls, source: str | Path | bytes, *, frequencies: FrequencyTable | None = None) -> TokenFile:
+    def open(cls, source: str | Path | bytes, *, prior: EntropyCoder | None = None) -> TokenFile:
         """Open a file, and read its header and index.
 
         Args:
             source: a path, or the bytes of a file.
-            frequencies: for files that only name theirs.
+            prior: for files that only name theirs.
         Raises:
             TokenFileError: it cannot be read, is no token file, is of a newer version, or its header or index is damaged.
         """
-        file = cls._opened(source, frequencies)
+        file = cls._opened(source, prior)
         if file.version > 1:
             with file._reading():
                 file._read_index()
         return file
 
     @classmethod
-    def recover(cls, source: str | Path | bytes, *, frequencies: FrequencyTable | None = None) -> list[Tokens]:
+    def recover(cls, source: str | Path | bytes, *, prior: EntropyCoder | None = None) -> list[Tokens]:
         """The images of a file whose end is missing or damaged: all up to the first damage, whose valid prefix is the last.
 
         Raises:
             TokenFileError: not even the header is whole.
         """
-        file = cls._opened(source, frequencies)
+        file = cls._opened(source, prior)
         if file.version == 1:
             raise TokenFileError(f"{file._where}: files of version 1 have no checks inside images; write it anew")
         with file, file._reading():
@@ -236,29 +236,29 @@ class TokenFile(Sequence[Tokens]):
             return list(file.layout.scan(file._stream.read()))
 
     @classmethod
-    def read_layout(cls, source: str | Path | bytes, *, frequencies: FrequencyTable | None = None) -> TokenLayout:
+    def read_layout(cls, source: str | Path | bytes, *, prior: EntropyCoder | None = None) -> TokenLayout:
         """What the beginning of a file says of its images: all that ``TokenLayout.decode_prefix`` needs to read them
         from a stream.
 
         Args:
             source: a path, or the first bytes of a file.
-            frequencies: for files that only name theirs.
+            prior: for files that only name theirs.
         Raises:
             TokenFileError: no token file, or not even its header is whole.
         """
-        with cls._opened(source, frequencies) as file:
+        with cls._opened(source, prior) as file:
             return file.layout
 
     @classmethod
-    def _opened(cls, source: str | Path | bytes, frequencies: FrequencyTable | None) -> TokenFile:
+    def _opened(cls, source: str | Path | bytes, prior: EntropyCoder | None) -> TokenFile:
         if isinstance(source, (bytes, bytearray, memoryview)):
-            return cls(io.BytesIO(source), "these bytes", frequencies)
+            return cls(io.BytesIO(source), "these bytes", prior)
         try:
             stream = Path(source).open("rb")
         except OSError as error:
             raise TokenFileError(f"cannot read the token file {source}: {error}") from error
         try:
-            return cls(stream, str(source), frequencies)
+            return cls(stream, str(source), prior)
         except BaseException:
             stream.close()
             raise
@@ -458,7 +458,7 @@ def recode(
     source: str | Path,
     path: str | Path,
     *,
-    frequencies: FrequencyTable | None,
+    prior: EntropyCoder | None,
     embed: bool = True,
     batch_size: int = 256,
     progress: Callable[[int], None] = lambda _: None,
@@ -467,11 +467,11 @@ def recode(
 
     Args:
         source: the file to read; path: the one to write.
-        frequencies, embed: as for ``TokenWriter``.
+        prior, embed: as for ``TokenWriter``.
         batch_size: images at a time.
         progress: is told how many images each batch had.
     """
-    with TokenFile.open(source) as file, TokenWriter(path, frequencies=frequencies, embed=embed) as writer:
+    with TokenFile.open(source) as file, TokenWriter(path, prior=prior, embed=embed) as writer:
         for start in range(0, len(file), batch_size):
             tokens = file[start : start + batch_size]
             writer.write(tokens, file.names[start : start + batch_size])

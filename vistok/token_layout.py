@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vistok.entropy import FrequencyTable, table_from_header
+from vistok.entropy import EntropyCoder, coder_from_header
 from vistok.errors import TokenFileError, VistokError
 from vistok.token_packing import FLOATS, Check, pack, token_bits, unpack
 from vistok.tokens import Tokens, checked_codebook, codebook_product
@@ -51,7 +51,7 @@ class TokenLayout:
         codebook_size: of ids.
         channels: C of latents, 0 for ids.
         family, model, weight_hash: of the tokenizer.
-        frequencies: what ids are entropy-coded with; None if they are only packed.
+        prior: what ids are entropy-coded with; None if they are only packed.
         seed: what checks start from.
     """
 
@@ -61,28 +61,28 @@ class TokenLayout:
     family: str = ""
     model: str = ""
     weight_hash: str = ""
-    frequencies: FrequencyTable | None = None
+    prior: EntropyCoder | None = None
     seed: int = 0
 
     @classmethod
-    def of(cls, tokens: Tokens, frequencies: FrequencyTable | None = None) -> TokenLayout:
+    def of(cls, tokens: Tokens, prior: EntropyCoder | None = None) -> TokenLayout:
         """The layout that a file of these tokens has.
 
         Raises:
-            VistokError: they cannot be stored: float64 latents, an unknown codebook, or not that of the frequencies.
+            VistokError: they cannot be stored: float64 latents, an unknown codebook, or not that of the prior.
         """
         if tokens.is_continuous and tokens.latents.dtype == torch.float64:
             raise VistokError("a token file holds fp16 or fp32 latents, got float64; convert them first")
         size = None if tokens.is_continuous else tokens.codebook_size
         if not tokens.is_continuous:
             _ = tokens.vocab_size  # an error where it is unknown
-        if frequencies is not None:
+        if prior is not None:
             levels = size if isinstance(size, tuple) else (size,)
-            if frequencies.levels != levels:
+            if prior.levels != levels:
                 came = "continuous latents" if size is None else f"the codebook {size}"
-                raise VistokError(f"these frequencies are for the levels {frequencies.levels}, got {came}")
+                raise VistokError(f"this prior is for the levels {prior.levels}, got {came}")
         names = {name: getattr(tokens, name) for name in NAMES}
-        return cls(tokens.kind, size, tokens.channels, **names, frequencies=frequencies)
+        return cls(tokens.kind, size, tokens.channels, **names, prior=prior)
 
     # The header.
 
@@ -90,18 +90,16 @@ class TokenLayout:
         """What the file's header says.
 
         Args:
-            embed: put the frequencies in; else only their hash.
+            embed: put the prior in, where that can be; else only its hash.
         """
         out = {"kind": self.kind, "codebook_size": self.codebook_size, "channels": self.channels}
         out |= {name: getattr(self, name) for name in NAMES}
-        if self.frequencies is not None:
-            table = self.frequencies
-            where = {"groups": table.num_groups, "table": table.to_text()} if embed else {"hash": table.hash}
-            out["entropy"] = {"kind": "static", **where}
+        if self.prior is not None:
+            out["entropy"] = self.prior.describe(embed=embed)
         return out
 
     @classmethod
-    def from_header(cls, encoded: bytes, seed: int, frequencies: FrequencyTable | None) -> TokenLayout:
+    def from_header(cls, encoded: bytes, seed: int, prior: EntropyCoder | None) -> TokenLayout:
         """The layout that an undamaged, but untrusted header describes."""
         header = json.loads(encoded)
         kind, channels = header["kind"], header["channels"]
@@ -112,13 +110,13 @@ class TokenLayout:
             raise TokenFileError("the header of this token file contradicts itself")
         if not all(isinstance(name, str) for name in names.values()):
             raise TokenFileError("the names in the header of this token file are no text")
-        table = None
+        found = None
         if header.get("entropy") is not None:
             if kind != "ids":
-                raise TokenFileError("the header of this token file gives frequencies for latents")
+                raise TokenFileError("the header of this token file gives a prior for latents")
             levels = codebook if isinstance(codebook, tuple) else (codebook,)
-            table = table_from_header(header["entropy"], levels, frequencies)
-        return cls(kind, codebook, channels, **names, frequencies=table, seed=seed)
+            found = coder_from_header(header["entropy"], levels, prior)
+        return cls(kind, codebook, channels, **names, prior=found, seed=seed)
 
     @property
     def bits_per_token(self) -> int:
@@ -135,7 +133,7 @@ class TokenLayout:
     def encode(self, tokens: Tokens) -> list[bytes]:
         """The record of each row."""
         lengths = tokens.lengths.tolist()
-        if self.frequencies is not None:
+        if self.prior is not None:
             ids = tokens.ids.cpu().numpy()
             return [self._encode_coded(row[:length]) for row, length in zip(ids, lengths, strict=True)]
         if self.kind == "ids":
@@ -163,7 +161,7 @@ class TokenLayout:
         rows: list[bytes] = []
         lengths: list[int] = []
         for number, record in enumerate(records):
-            if self.frequencies is None:
+            if self.prior is None:
                 length, raw, kept, used, _ = self._parse_packed(record)
                 rows.append(raw)
             else:
@@ -173,7 +171,7 @@ class TokenLayout:
             if kept != length or used != len(record):
                 raise TokenFileError(f"image {number} is damaged: {kept} of {length} tokens match their checks")
             lengths.append(length)
-        return self.decode_plain(rows, lengths) if self.frequencies is None else self._to_tokens(values)
+        return self.decode_plain(rows, lengths) if self.prior is None else self._to_tokens(values)
 
     def decode_plain(self, rows: Sequence[bytes], lengths: Sequence[int]) -> Tokens:
         """Tokens of rows that are packed without checks, as files of version 1 hold them."""
@@ -222,7 +220,7 @@ class TokenLayout:
         length, used = _read_varint(data[place : place + _MAX_VARINT_BYTES])
         if not used:
             return len(data)
-        if self.frequencies is not None:
+        if self.prior is not None:
             size, more = _read_varint(data[place + used : place + used + _MAX_VARINT_BYTES])
             return used + more + size if more else len(data)
         return used + (length * self.bits_per_token + 7) // 8 + _CHECK_BYTES * len(block_ends(min(length, _MAX_LENGTH)))
@@ -244,7 +242,7 @@ class TokenLayout:
             raise VistokError(f"entropy coding takes at most {_MAX_CODED_LENGTH} tokens an image, got {len(ids)}")
         start = _varint(len(ids) + 1)
         check = Check.start(self.seed).after(start)
-        coded = self.frequencies.encode(ids, block_ends(len(ids)), check)
+        coded = self.prior.encode(ids, block_ends(len(ids)), check)
         return start + _varint(len(coded)) + coded
 
     def _parse(self, data: bytes) -> tuple[int, np.ndarray, int, bool]:
@@ -254,7 +252,7 @@ class TokenLayout:
             the announced length (-1 if not even that is there); the values of the valid prefix; the bytes of the
             record if it is whole, else 0; and whether it is damaged.
         """
-        if self.frequencies is not None:
+        if self.prior is not None:
             return self._parse_coded(data)
         length, raw, kept, used, is_damaged = self._parse_packed(data)
         values, valid = self._values(raw, kept)
@@ -296,7 +294,7 @@ class TokenLayout:
         check = Check.start(self.seed).after(data[:used])
         complete = len(coded) == size
         ends = block_ends(length)
-        ids, is_damaged = self.frequencies.decode(coded, ends, check, complete=complete)
+        ids, is_damaged = self.prior.decode(coded, ends, check, complete=complete)
         return length, ids, begin + size if complete and len(ids) == length and not is_damaged else 0, is_damaged
 
     def _no_values(self) -> np.ndarray:

@@ -13,8 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vistok.data.images import image_files, load_images
-from vistok.entropy import FrequencyTable
+from vistok.entropy import EntropyCoder, FrequencyTable
 from vistok.errors import DataError, TokenFileError, VistokError, require
+from vistok.generate.prior import LearnedPrior
+from vistok.hub import CHECKPOINT_SUFFIXES, from_pretrained
 from vistok.models.target import Target, find_lengths
 from vistok.report.grid import save_image
 from vistok.token_file import TokenFile, TokenWriter, recode
@@ -35,7 +37,7 @@ def encode_files(
     *,
     length: int | None = None,
     target: Target | tuple[str, float] | str | None = None,
-    entropy: str | Path | FrequencyTable | None = None,
+    entropy: str | Path | EntropyCoder | None = None,
     crop: str | None = None,
     batch_size: int = 16,
     decode_options: Mapping[str, Any] | None = None,
@@ -49,7 +51,7 @@ def encode_files(
         out: the file to write; only a whole one replaces what is there.
         length, target, decode_options: see ``Tokenizer.encode``.
         entropy: ``static`` to entropy-code with the frequencies of these very tokens, which are put into the file; a
-            table, or the file of one, to code with that and store its hash. None packs.
+            prior (a table or a model), or where one is, to code with that and store its hash. None packs.
         crop: how pictures become square; None takes the tokenizer's card's.
         batch_size: pictures at a time.
         progress: show a bar.
@@ -72,7 +74,7 @@ def encode_files(
         if tokenizer.continuous:
             raise VistokError(f"{tokenizer.name or tokenizer.family} has continuous tokens; entropy coding is for ids")
         if entropy != "static":
-            table = entropy if isinstance(entropy, FrequencyTable) else FrequencyTable.load(entropy)
+            table = entropy if isinstance(entropy, EntropyCoder) else load_prior(entropy)
     images: list[str] = []
     unreadable: list[str] = []
     not_reached: list[str] = []
@@ -91,7 +93,7 @@ def encode_files(
     try:
         with tqdm(total=len(files), unit="picture", desc="encode", disable=None if progress else True) as bar:
             batches = _read(files, tokenizer, crop, batch_size, unreadable, bar.update)
-            writer = TokenWriter(first, frequencies=table, embed=False)
+            writer = TokenWriter(first, prior=table, embed=False)
             with writer:
                 for names, pictures in batches:
                     out.parent.mkdir(parents=True, exist_ok=True)
@@ -102,11 +104,11 @@ def encode_files(
         if entropy == "static":
             with TokenFile.open(first) as file:
                 table = FrequencyTable.fit(file.batches(256), unseen=0.0)
-            recode(first, out, frequencies=table)
+            recode(first, out, prior=table)
     finally:
         if first != out:
             first.unlink(missing_ok=True)
-    with TokenFile.open(out, frequencies=table) as file:
+    with TokenFile.open(out, prior=table) as file:
         return {
             "out": str(out),
             "images": images,
@@ -118,6 +120,18 @@ def encode_files(
             "bytes_per_image": float(file.sizes.mean()),
             "weight_hash": file.layout.weight_hash,
         }
+
+
+def load_prior(where: str | Path) -> EntropyCoder:
+    """A prior of entropy coding: the file of a ``FrequencyTable``, or a generator by name, hub id or folder.
+
+    Raises:
+        VistokError: neither.
+    """
+    path = Path(where)
+    if path.is_file() and path.suffix not in CHECKPOINT_SUFFIXES:
+        return FrequencyTable.load(path)
+    return LearnedPrior(from_pretrained(where))
 
 
 def decode_file(

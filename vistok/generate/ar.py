@@ -247,6 +247,13 @@ class DigitAR(AutoregressiveGenerator):
     def score_tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
         return self._score(hidden, self.code.split(ids)).sum(dim=-1)
 
+    @property
+    def token_factors(self) -> tuple[int, ...]:
+        return self.config.factors
+
+    def factor_logits(self, hidden: Tensor, earlier: Tensor) -> Tensor:
+        return self.head.next_logits(hidden, earlier)
+
     def _score(self, hidden: Tensor, digits: Tensor) -> Tensor:
         """Log-probabilities [B, n, D] of digits [B, n, D] under the states [B, n, W] that predict them."""
         logits = self.head(hidden, digits).float()

@@ -6,6 +6,7 @@ and branched; the cache follows, and no prefix is ever read twice.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -67,6 +68,16 @@ class AutoregressiveGenerator(Generator):
     @abstractmethod
     def score_tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Log-probabilities [B, n] of ids [B, n] under the states [B, n, W] that predict them."""
+
+    @property
+    def token_factors(self) -> tuple[int, ...]:
+        """Values of each factor of a token that ``factor_logits`` gives, the first one fastest; one factor: the id."""
+        size = self.codebook_size
+        return (math.prod(size) if isinstance(size, tuple) else size,)
+
+    @abstractmethod
+    def factor_logits(self, hidden: Tensor, earlier: Tensor) -> Tensor:
+        """Logits [B, K] of a token's next factor, from states [B, W] and its factors before that one, int64 [B, n]."""
 
     @abstractmethod
     def null_condition(self, condition: Any) -> Any:

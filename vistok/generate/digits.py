@@ -146,6 +146,15 @@ class DigitHead(nn.Module):
         log_probs = torch.stack([part.log_probs for part in parts]).sum(dim=0)
         return Drawn(self.code.join(digits), log_probs, torch.stack([part.draw_log_probs for part in parts]).sum(dim=0))
 
+    def next_logits(self, hidden: Tensor, earlier: Tensor) -> Tensor:
+        """Logits [B, K] of the digit after ``earlier`` ones, int64 [B, n], of the next token; K is that digit's levels."""
+        digit = earlier.shape[1]
+        if not self.autoregressive:
+            logits = self.out(hidden).unflatten(-1, (self.code.num_digits, -1))[:, digit]
+        else:
+            logits = self._one(hidden + self.earlier.table(earlier + self.code.offsets[:digit]).sum(dim=1), digit)
+        return logits[:, : int(self.code.levels[digit])]
+
     def _one(self, state: Tensor, digit: int) -> Tensor:
         x = F.gelu(torch.addmm(self.hidden_bias[digit], state, self.hidden_weight[digit]))
         return self._mask(torch.addmm(self.out_bias[digit], x, self.out_weight[digit]), digit)

@@ -107,6 +107,9 @@ class SoftmaxGenerator(AutoregressiveGenerator):
         logits = self.logits(hidden).float()
         return -F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
 
+    def factor_logits(self, hidden: Tensor, earlier: Tensor) -> Tensor:
+        return self.logits(hidden)
+
     def _both_logits(self, hidden: Tensor, null_hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Both halves read the head's weights once."""
         if null_hidden is None:
