@@ -48,7 +48,8 @@ class GoldenCase:
     @property
     def outputs(self) -> list[str]:
         """Names of all recorded outputs; "layout" where only names and shapes are recorded."""
-        return [output["name"] for step in self.steps for output in step["outputs"]] or ["layout"]
+        outputs = [output for step in self.steps for output in step["outputs"]]
+        return [output if isinstance(output, str) else output["name"] for output in outputs] or ["layout"]
 
     def tensor(self, name: str) -> Tensor:
         """A stored tensor by its name in the file, as ``in/codes``."""
@@ -142,6 +143,10 @@ def runner_for(case: GoldenCase) -> Callable[[GoldenCase], Iterator[Result]] | N
         return run
     if case.family == "alit":
         from golden_cases.alit import run
+
+        return run
+    if case.family == "flextok_ar":
+        from golden_cases.flexar import run
 
         return run
     if case.family == "gigatok":

@@ -15,6 +15,7 @@ from vistok.errors import CheckpointError
 def sources() -> tuple[Source, ...]:
     """All known sources."""
     from vistok.convert.alit import ALIT
+    from vistok.convert.flexar import FLEXAR
     from vistok.convert.flextok import FLEXTOK, KL_VAE
     from vistok.convert.gigatok import GIGATOK, GIGATOK_2D
     from vistok.convert.gpt import GPT
@@ -24,7 +25,7 @@ def sources() -> tuple[Source, ...]:
     from vistok.convert.titok import TITOK
 
     # More particular layouts first: MaskGIT-VQGAN's names are part of GigaTok's. A family is written in its first layout.
-    return (TITOK, GIGATOK, GIGATOK_2D, FLEXTOK, KL_VAE, KARL, ALIT, LDM_KL, MASKGIT_VQGAN, MAGE_VQGAN, GPT)
+    return (TITOK, GIGATOK, GIGATOK_2D, FLEXTOK, KL_VAE, KARL, ALIT, LDM_KL, MASKGIT_VQGAN, MAGE_VQGAN, GPT, FLEXAR)
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]], *, where: str = "checkpoint") -> Source:

@@ -86,7 +86,7 @@ class Source:
         key_map: configuration -> the names.
         wrap_config: our configuration -> the published one, as far as it tells.
         ignorable: start of the names of tensors that only training uses, in layouts that we do not know; "" for none.
-        losses: start of the names of tensors of the losses' own networks, which are left out; "" for none.
+        losses: starts of the names of tensors of other networks that are left out: the losses', a text encoder's.
         metadata: published configuration -> the metadata of its safetensors file, where it is kept there too.
     """
 
@@ -97,7 +97,7 @@ class Source:
     key_map: Callable[[Any], KeyMap]
     wrap_config: Callable[[Any], dict[str, Any]]
     ignorable: str = ""
-    losses: str = ""
+    losses: str | tuple[str, ...] = ()
     metadata: Callable[[Mapping[str, Any]], dict[str, str]] | None = None
 
 
