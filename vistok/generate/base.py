@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +42,19 @@ class Generator(PretrainedModel, ABC):
 
     What only some families can do is asked of the object: ``conditional`` (takes conditions),
     ``guidable`` (was trained without its condition now and then, so guidance works), ``autoregressive``
-    (writes tokens in order: takes a prefix, and has rollouts that a search can branch).
+    (writes tokens in order: takes a prefix, and has rollouts that a search can branch), ``continuous``
+    (makes latents instead of ids), ``captioned`` (its conditions are captions, not classes).
 
     A family implements ``encode_condition``, ``_generate``, ``token_log_probs`` and ``forward``.
     """
 
     autoregressive: bool = False
+    captioned: bool = False
+
+    @property
+    def continuous(self) -> bool:
+        """Whether it makes latents instead of ids."""
+        return False
 
     @property
     @abstractmethod
@@ -57,7 +64,7 @@ class Generator(PretrainedModel, ABC):
     @property
     @abstractmethod
     def codebook_size(self) -> int | tuple[int, ...] | None:
-        """Of the tokens it makes, as its tokenizer states it."""
+        """Of the tokens it makes, as its tokenizer states it; None for latents."""
 
     @property
     @abstractmethod
@@ -89,6 +96,15 @@ class Generator(PretrainedModel, ABC):
             VistokError: it is not one of this model's conditions.
         """
 
+    def training_condition(self, batch: Mapping[str, Any]) -> Any:
+        """What ``forward`` is to read of a training batch, which has ``label`` [B] and ``caption``, B texts."""
+        return batch["label"]
+
+    @classmethod
+    def data_facts(cls, values: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
+        """What a configuration with these ``values`` takes from the captions of the training data."""
+        return {}
+
     @abstractmethod
     def forward(
         self,
@@ -102,14 +118,15 @@ class Generator(PretrainedModel, ABC):
         """The training loss.
 
         Args:
-            ids: int64 [B, L], L up to ``num_tokens``.
+            ids: int64 [B, L], L up to ``num_tokens``; of a continuous generator latents, float [B, L, C].
             condition: encoded, with B entries; None is the null condition for all.
             lengths: int64 [B], the tokens of each row that count; None counts all.
             sample_seeds: int64 [B]; the dropped conditions become a function of them, whatever the batch is.
                 None draws from torch's global generator.
             progress: the share of the training that is done, in [0, 1], for what changes in its course.
         Returns:
-            ``loss`` (scalar, with gradient), ``nll_per_token`` (scalar, nats), and others by name.
+            ``loss`` (scalar, with gradient), ``nll_per_token`` (scalar, nats; not of continuous generators), and
+            others by name.
         """
 
     @abstractmethod
@@ -188,9 +205,10 @@ class Generator(PretrainedModel, ABC):
 
     def check_tokens(self, tokens: Tokens) -> None:
         """Raise a ``VistokError`` unless these tokens are of this model's kind."""
-        if tokens.is_continuous or tokens.codebook_size not in (None, self.codebook_size):
-            got = "continuous latents" if tokens.is_continuous else f"codebook {tokens.codebook_size}"
-            raise VistokError(f"{self._title} works with the codebook {self.codebook_size}, got {got}")
+        if tokens.is_continuous != self.continuous or tokens.codebook_size not in (None, self.codebook_size):
+            got = "continuous latents" if tokens.is_continuous else f"ids of the codebook {tokens.codebook_size}"
+            wanted = "continuous latents" if self.continuous else f"the codebook {self.codebook_size}"
+            raise VistokError(f"{self._title} works with {wanted}, got {got}")
         if tokens.num_tokens > self.num_tokens:
             raise VistokError(f"{self._title} has {self.num_tokens} tokens a row, got {tokens.num_tokens}")
 

@@ -280,15 +280,31 @@ def row_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     return noise
 
 
+def row_normals(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Numbers of N(0, 1), float32 [B, *shape] on the CPU; row b is a function of ``seeds[b]``, and has nothing of its ``row_noise``."""
+    noise = torch.empty(len(seeds), *shape)
+    generator = torch.Generator()
+    for row, seed in enumerate(seeds):
+        generator.manual_seed(stable_seed(seed, "normal"))
+        torch.randn(*shape, generator=generator, out=noise[row])
+    return noise
+
+
 def uniform_of(labels: Tensor, sample_seeds: Tensor | None) -> Tensor:
     """Numbers in [0, 1), one for each of ``labels``: a hash of its seed where seeds are given, else torch's global draw.
 
     For what training draws for a row, as whether its class is hidden: the same whatever the batch is.
     """
+    return uniforms_of(labels.flatten(), 1, sample_seeds)[:, 0].view(labels.shape)
+
+
+def uniforms_of(rows: Tensor, count: int, sample_seeds: Tensor | None) -> Tensor:
+    """``uniform_of`` for ``count`` numbers a row: float64 [B, count] (float32 where no seeds are given); the first is its."""
     if sample_seeds is None:
-        return torch.rand(labels.shape, device=labels.device)
-    # Two rounds of multiply and shift (splitmix64); int64 arithmetic wraps around, as wanted.
-    mixed = sample_seeds * -7046029254386353131
+        return torch.rand(len(rows), count, device=rows.device)
+    # splitmix64: a counter, then two rounds of multiply and shift; int64 arithmetic wraps around, as wanted.
+    counter = sample_seeds.flatten()[:, None] + torch.arange(count, device=sample_seeds.device)
+    mixed = counter * -7046029254386353131
     for multiplier in (-4658895280553007687, -7723592293110705685):
         mixed = (mixed ^ ((mixed >> 30) & 0x3FFFFFFFF)) * multiplier
     return ((mixed >> 11) & 0x1FFFFFFFFFFFFF).double() / 2.0**53
