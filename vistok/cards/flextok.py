@@ -1,10 +1,12 @@
-"""Cards of FlexTok and of the autoencoders published with it.
+"""Cards of FlexTok, and of the autoencoders and generators published with it.
 
 rFID: ImageNet validation, 256 pixels, 256 tokens. gFID: the paper's class-conditional model on 32 tokens.
 Both are taken from secondary tables.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from vistok.registry import ModelCard
 
@@ -20,6 +22,10 @@ _PREPROCESSING = {
 _UNVERIFIED = (
     "not verified against the published configuration: max_timestep, scaling_factor, null_probability and the noise "
     "levels of training; from_pretrained reads them from the file"
+)
+_UNVERIFIED_BLOCKS = (
+    "not verified against the published configuration: MLP, norms, biases and positions; from_pretrained reads them "
+    "from the file"
 )
 
 
@@ -56,6 +62,30 @@ def _autoencoder(channels: int) -> ModelCard:
     )
 
 
+def _flexar(
+    name: str, hub: str, depth: int, sampling: dict[str, float], tokenizer: str, *, notes: str = "", **config: Any
+) -> ModelCard:
+    attention = {"num_heads": depth}
+    return ModelCard(
+        name=name,
+        family="flexar",
+        kind="generator",
+        config={"width": 64 * depth, "depth": depth, "attention": attention} | config,
+        hub_id=f"EPFL-VILAB/{hub}",
+        licence=_LICENCE,
+        sampling=sampling,
+        tokenizer=tokenizer,
+        paper=_PAPER,
+        notes="; ".join(part for part in (notes, _UNVERIFIED_BLOCKS) if part),
+    )
+
+
+def _from_text(hub: str, depth: int, tokenizer: str = "flextok_d18_d28.dfn", **options: Any) -> ModelCard:
+    name = hub.removesuffix("-T2I").lower().replace("-", "_")
+    reading = {"text": {}, "reading": {"num_heads": depth}}
+    return _flexar(f"{name}.text", hub, depth, {"cfg_scale": 3.0}, tokenizer, **reading, **options)
+
+
 CARDS = (
     _flextok(12, 12, "imagenet", {"rfid": 4.20, "gfid": 3.83}, "its gFID is quoted from memory"),
     _flextok(18, 18, "imagenet", {"rfid": 1.61, "gfid": 2.02}),
@@ -64,4 +94,41 @@ CARDS = (
     _autoencoder(4),
     _autoencoder(8),
     _autoencoder(16),
+    _from_text("FlexAR-113M-T2I", 12),
+    _from_text("FlexAR-382M-T2I", 18),
+    _from_text("FlexAR-1B-T2I", 26),
+    _from_text("FlexAR-3B-T2I", 36),
+    _from_text(
+        "GridAR-3B-T2I",
+        36,
+        "",
+        codebook_size=64000,
+        notes="over a tokenizer of a 16 x 16 grid, which vistok does not have",
+    ),
+    _flexar(
+        "flexar_1b.imagenet",
+        "FlexAR-1B-C2I",
+        26,
+        {"cfg_scale": 1.5},
+        "flextok_d18_d28.imagenet",
+        notes="its size and tokenizer are not verified",
+        num_classes=1000,
+    ),
+    ModelCard(
+        name="flexar_tiny.emoji",
+        family="flexar",
+        kind="generator",
+        config={
+            "codebook_size": [8, 8, 8, 8],
+            "num_tokens": 32,
+            "num_classes": 10,
+            "width": 128,
+            "depth": 4,
+            "attention": {"num_heads": 4},
+        },
+        licence="Apache-2.0",
+        tokenizer="titok_tiny_32.emoji",
+        paper=_PAPER,
+        notes="no weights are shipped: `vistok train configs/flexar/tiny.yaml` makes them in minutes",
+    ),
 )

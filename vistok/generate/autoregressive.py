@@ -33,11 +33,7 @@ class AutoregressiveGenerator(Generator):
 
     @abstractmethod
     def new_cache(self, num_rows: int) -> KVCache:
-        """An empty cache with room for the condition and all tokens but the last, which nothing follows.
-
-        It is static on CUDA, where a step is one replayed graph, if the family's ``read_tokens`` takes its positions from
-        the cache; see ``KVCache``.
-        """
+        """An empty cache with room for the condition and all tokens but the last, which nothing follows."""
 
     @abstractmethod
     def read_condition(self, condition: Any, cache: KVCache) -> Tensor:

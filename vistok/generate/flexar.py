@@ -7,6 +7,7 @@ together is data of the checkpoint (``vistok.convert.flexar``). Loads EPFL-VILAB
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -209,7 +210,8 @@ class FlexAR(SoftmaxGenerator):
 
         Args:
             condition: from classes: numbers or names, one or many; None and -1 are the null class, returned as -1.
-                From captions: one or many strings, or a ``TextCondition`` of precomputed states; None is the empty caption.
+                From captions: one or many strings, or one or many ``TextCondition`` of precomputed states; None is the empty
+                caption.
         Raises:
             VistokError: unknown class; states of another width; captions without vistok[text] or without the encoder.
         """
@@ -217,6 +219,8 @@ class FlexAR(SoftmaxGenerator):
         if config.text is None:
             names = {"num_classes": config.num_classes, "class_names": config.class_names, "title": self._title}
             return class_labels(condition, **names).to(self.device)
+        if isinstance(condition, (list, tuple)) and condition and all(isinstance(e, TextCondition) for e in condition):
+            condition = functools.reduce(TextCondition.cat, condition)
         if not isinstance(condition, TextCondition):
             captions = [condition] if isinstance(condition, str) or condition is None else list(condition)
             if not captions or not all(isinstance(caption, str) or caption is None for caption in captions):
@@ -281,7 +285,7 @@ class FlexAR(SoftmaxGenerator):
             cache.context |= self._read_text(condition)
         elif bool((condition == _NULL_THEN_FIRST).any()):
             cache.context["labels"] = condition
-        return self._read(self._embed_start(condition), cache)[:, -1]
+        return self._advance(self._embed_start(condition), cache)[:, -1]
 
     def read_tokens(self, ids: Tensor, start: int, cache: KVCache) -> Tensor:
         x = self.token_embed(ids)
@@ -289,13 +293,11 @@ class FlexAR(SoftmaxGenerator):
             labels = cache.context.pop("labels")
             cache.truncate(0)
             start_again = self._embed_start(labels.masked_fill(labels == _NULL_THEN_FIRST, 0))
-            return self._read(torch.cat([start_again, x], dim=1), cache)[:, 1:]
-        return self._read(x, cache)
+            return self._advance(torch.cat([start_again, x], dim=1), cache)[:, 1:]
+        return self._advance(x, cache)
 
-    def _read(self, x: Tensor, cache: KVCache) -> Tensor:
-        x = self._run(x, cache.context if self.text is not None else None, cache)
-        cache.advance(x.shape[1])
-        return x
+    def read_on(self, x: Tensor, cache: KVCache) -> Tensor:
+        return self._run(x, cache.context if self.text is not None else None, cache)
 
     def _read_captions(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         if self.text_encoder is None:

@@ -277,19 +277,17 @@ class Gpt(SoftmaxGenerator):
         terms = self._modulate(x)
         if terms is not None:
             cache.context["terms"] = terms
-        return self._read(x, cache)[:, -1]
+        return self._advance(x, cache)[:, -1]
 
     def read_tokens(self, ids: Tensor, start: int, cache: KVCache) -> Tensor:
         del start  # the cache knows
         x = self.token_embed(ids)
         if self.config.positions == "learned":
             x = x + self.pos_embed[cache.positions(ids.shape[1])]
-        return self._read(x, cache)
+        return self._advance(x, cache)
 
-    def _read(self, x: Tensor, cache: KVCache) -> Tensor:
-        x = self._run(x, cache.context.get("terms"), depth=self.config.depth, last=True, cache=cache)
-        cache.advance(x.shape[1])
-        return x
+    def read_on(self, x: Tensor, cache: KVCache) -> Tensor:
+        return self._run(x, cache.context.get("terms"), depth=self.config.depth, last=True, cache=cache)
 
     def _embed_class(self, labels: Tensor) -> Tensor:
         """[B] -> [B, 1, D], at its position; -1 is the null class, which has the last row."""

@@ -132,6 +132,11 @@ class KVCache:
         other._position = None if self._position is None else self._position.clone()
         return other
 
+    def pin(self) -> None:
+        """Tell ``torch.compile`` that the storage stays where it is, without which it makes no CUDA graphs that write to it."""
+        for buffer in (self.keys, self.values, self._position):
+            torch._dynamo.mark_static_address(buffer)
+
     def _check(self, num_rows: int, num_new: int) -> None:
         if num_rows != self.num_rows or self.length + num_new > self.max_length:
             raise ValueError(

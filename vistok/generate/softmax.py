@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +21,13 @@ from vistok.tokens import Tokens
 class SoftmaxGenerator(AutoregressiveGenerator):
     """An autoregressive generator whose state gives the logits of all ids.
 
-    A family implements ``states`` and ``logits``, and the reading of conditions and tokens. Its
+    A family implements ``states``, ``logits`` and ``read_on``, and the reading of conditions and tokens. Its
     configuration has ``num_tokens``, ``codebook_size``, ``class_dropout`` and ``sampling``.
     """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._step: Callable[[Tensor, KVCache], Tensor] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -47,6 +52,10 @@ class SoftmaxGenerator(AutoregressiveGenerator):
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """States [..., W] -> logits [..., K]."""
+
+    @abstractmethod
+    def read_on(self, x: Tensor, cache: KVCache) -> Tensor:
+        """All blocks over the next positions, [B, n, W] -> [B, n, W], after what the cache holds; it is not advanced."""
 
     @abstractmethod
     def hide_conditions(self, condition: Any, hidden: Tensor) -> Any:
@@ -110,6 +119,21 @@ class SoftmaxGenerator(AutoregressiveGenerator):
     def factor_logits(self, hidden: Tensor, earlier: Tensor) -> Tensor:
         return self.logits(hidden)
 
+    def compile_steps(self, **options: Any) -> None:
+        """Run passes of one token under ``torch.compile``; new caches are static then, so one program serves all positions.
+
+        Args:
+            options: of ``torch.compile``. On CUDA, ``mode="reduce-overhead"`` replays a step as one graph.
+        """
+        self._step = torch.compile(self.read_on, fullgraph=True, dynamic=False, **options)
+
+    def _advance(self, x: Tensor, cache: KVCache) -> Tensor:
+        """``read_on``, compiled where it is, and on with the cache."""
+        step = self._step if self._step is not None and cache.static and x.shape[1] == 1 else self.read_on
+        out = step(x, cache)
+        cache.advance(x.shape[1])
+        return out
+
     def _both_logits(self, hidden: Tensor, null_hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Both halves read the head's weights once."""
         if null_hidden is None:
@@ -126,8 +150,8 @@ class SoftmaxGenerator(AutoregressiveGenerator):
         dtype: torch.dtype | None,
         static: bool | None,
     ) -> KVCache:
-        """The condition and all tokens but the last fit; static on CUDA unless said otherwise."""
-        return KVCache(
+        """The condition and all tokens but the last fit; static on CUDA and for compiled steps, unless said otherwise."""
+        cache = KVCache(
             num_layers=depth,
             num_rows=num_rows,
             num_heads=num_heads,
@@ -135,8 +159,11 @@ class SoftmaxGenerator(AutoregressiveGenerator):
             max_length=self.num_tokens,
             dtype=dtype or self.dtype,
             device=self.device,
-            static=self.device.type == "cuda" if static is None else static,
+            static=self.device.type == "cuda" or self._step is not None if static is None else static,
         )
+        if cache.static and self._step is not None:
+            cache.pin()
+        return cache
 
     @staticmethod
     def _for_rows(condition: Any, num_rows: int) -> Any:
