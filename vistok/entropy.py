@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -389,6 +390,11 @@ def _scaled(counts: list[list[np.ndarray]], unseen: float) -> list[list[np.ndarr
 
 def _same(a: tuple[np.ndarray, int] | None, b: tuple[np.ndarray, int] | None) -> bool:
     return a is not None and b is not None and a[1] == b[1] and np.array_equal(a[0], b[0])
+
+
+def has_codec() -> bool:
+    """Whether the coder's package is installed."""
+    return importlib.util.find_spec("constriction") is not None
 
 
 def _stream() -> Any:

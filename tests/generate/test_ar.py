@@ -289,3 +289,52 @@ def test_key_names_are_frozen(model):
     head = {"head.earlier.table.weight", "head.hidden_weight", "head.hidden_bias", "head.out_weight", "head.out_bias"}
     assert set(model.state_dict()) == blocks | rest | head
     assert isinstance(model.blocks, nn.ModuleList)
+
+
+CAPTIONS = ["red heart", "Smiling cat-face", "a blue heart", "crying face"]
+
+
+def texts_model() -> DigitAR:
+    torch.manual_seed(0)
+    facts = DigitAR.data_facts({"max_words": 6}, CAPTIONS)
+    assert facts["words"][:2] == ("heart", "face") and len(facts["words"]) == 6
+    size = {"width": 32, "depth": 1, "num_heads": 2, "num_tokens": 6, "num_classes": 3}
+    return DigitAR(DigitARConfig(class_names=("hearts", "cats", "tears"), max_words=6, **facts, **size)).eval()
+
+
+def test_texts_are_bags_of_known_words() -> None:
+    model = texts_model()
+    rows = model.encode_condition(["heart", "face heart, unheard-of", "cats", 2, None])
+    assert rows[:, 0].tolist() == [-1, -1, 1, 2, -1]
+    numbers = {word: number for number, word in enumerate(model.config.words)}
+    assert rows[0, 1:3].tolist() == [numbers["heart"], -1]
+    assert rows[1, 1:4].tolist() == [numbers["face"], numbers["heart"], -1]
+    assert (rows[2:, 1:] == -1).all()
+    seeds = [1, 2, 3]
+    first = model.generate(["heart face", "cats", None], seeds=seeds).tokens
+    alone = model.generate(["face heart"], seeds=[1]).tokens  # the order of words means nothing
+    assert first[0] == alone
+    assert model.encode_condition(torch.tensor([0, -1])).shape == rows[:2].shape
+    with pytest.raises(VistokError, match="knows no word of 'zebra'"):
+        model.encode_condition("zebra")
+
+
+def test_training_shows_a_class_or_a_text_and_now_and_then_nothing() -> None:
+    model = texts_model().train()
+    batch = {"label": torch.tensor([0, 1, 0, 2]).repeat(500), "caption": CAPTIONS * 500}
+    condition = model.training_condition(batch)
+    seeds = torch.arange(2000) * 7919
+    shown = model._hide(condition, seeds)
+    has_class, has_text = shown[:, 0] >= 0, (shown[:, 1:] >= 0).any(dim=1)
+    assert not bool((has_class & has_text).any())
+    assert float((~has_class & ~has_text).double().mean()) == pytest.approx(0.1, abs=0.03)
+    assert float(has_text.double().mean()) == pytest.approx(0.45, abs=0.05)
+    torch.testing.assert_close(model._hide(condition[5:9], seeds[5:9]), shown[5:9])
+    ids = torch.zeros(2000, 6, dtype=torch.int64)
+    model(ids, condition, sample_seeds=seeds)["loss"].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_model_without_words_refuses_them() -> None:
+    with pytest.raises(ConfigError, match="max_words"):
+        DigitARConfig(words=("heart",))

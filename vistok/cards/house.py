@@ -87,8 +87,9 @@ CARDS = (
         name="digit_ar_tiny.emoji",
         family="digit_ar",
         kind="generator",
+        config={"max_words": 256},
         licence="Apache-2.0",
         tokenizer="titok_tiny_32.emoji",
-        notes="class-conditional; no weights are shipped: `make demo` trains it in about two minutes",
+        notes="of classes and texts; no weights are shipped: `make demo` trains it in about two minutes",
     ),
 )

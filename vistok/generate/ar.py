@@ -1,7 +1,7 @@
 """``digit_ar``: a causal transformer over token ids that reads and predicts a token digit by digit.
 
-vistok's own small class-conditional generator. The sequence is [class, token 0, token 1, ...];
-position i predicts token i. Pre-norm blocks, learned positions. A token of a product codebook
+vistok's own small generator. The sequence is [condition, token 0, token 1, ...]; position i predicts token i. The condition is
+a class or, where the model knows words, a text, read as a bag of words. Pre-norm blocks, learned positions. A token of a product codebook
 (FSQ) is embedded as the sum of its digits' embeddings and predicted with one head a digit, which
 trains far faster than a softmax over all ids; ``head="softmax"`` is that softmax.
 """
@@ -9,6 +9,9 @@ trains far faster than a softmax over all ids; ``head="softmax"`` is that softma
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vistok.errors import ConfigError
+from vistok.errors import ConfigError, VistokError, nearest
 from vistok.generate.autoregressive import AutoregressiveGenerator
 from vistok.generate.base import class_labels, evaluating
 from vistok.generate.digits import DigitCode, DigitEmbedding, DigitHead
@@ -27,6 +30,7 @@ from vistok.layers.transformer import Mlp
 from vistok.tokens import Tokens
 
 _EMBED_STD = 0.5
+_MAX_TEXT = 16  # words of a text that are read
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,10 @@ class DigitARConfig:
         head: ``digits_chain`` (each digit given the earlier ones of its token), ``digits`` (all digits
             independent given the prefix) or ``softmax`` (one over all ids).
         dropout: on embeddings and on the outputs of attention and MLP, in training.
-        class_dropout: the share of training rows whose class is hidden, so that guidance works.
+        class_dropout: the share of training rows whose condition is hidden, so that guidance works.
+        max_words: how many words of the training captions it learns at most, the most frequent ones; 0 for classes only. Half
+            of the training rows then see their caption, and the others their class.
+        words: these words.
         sampling: the defaults of ``generate``.
         tokenizer_family, tokenizer_model, tokenizer_hash: of the tokenizer whose tokens it was trained on.
     """
@@ -58,6 +65,8 @@ class DigitARConfig:
     head: Literal["digits_chain", "digits", "softmax"] = "digits_chain"
     dropout: float = 0.0
     class_dropout: float = 0.1
+    max_words: int = 0
+    words: tuple[str, ...] = ()
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tokenizer_family: str = ""
     tokenizer_model: str = ""
@@ -73,6 +82,8 @@ class DigitARConfig:
             raise ConfigError(f"the width {self.width} is not a multiple of the {self.num_heads} heads")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ConfigError(f"{len(self.class_names)} class_names for {self.num_classes} classes")
+        if self.max_words < 0 or len(self.words) > self.max_words or len(set(self.words)) < len(self.words):
+            raise ConfigError(f"{len(self.words)} different words are more than max_words={self.max_words}")
         if not (0.0 <= self.dropout < 1.0 and 0.0 <= self.class_dropout < 1.0):
             raise ConfigError(
                 f"dropout and class_dropout are from 0 to below 1, got {self.dropout}, {self.class_dropout}"
@@ -121,6 +132,9 @@ class DigitAR(AutoregressiveGenerator):
         width = config.width
         self.code = DigitCode(config.factors)
         self.class_embed = nn.Embedding(config.num_classes + 1, width)  # the last is the null class
+        if config.words:
+            self.word_embed = nn.Embedding(len(config.words), width)
+            self._word_numbers = {word: number for number, word in enumerate(config.words)}
         self.token_embed = DigitEmbedding(self.code, width)
         self.pos_embed = nn.Parameter(torch.empty(config.num_tokens, width))
         self.embed_dropout = nn.Dropout(config.dropout)
@@ -157,7 +171,7 @@ class DigitAR(AutoregressiveGenerator):
 
     @property
     def conditional(self) -> bool:
-        return self.config.num_classes > 0
+        return self.config.num_classes > 0 or bool(self.config.words)
 
     @property
     def guidable(self) -> bool:
@@ -168,21 +182,76 @@ class DigitAR(AutoregressiveGenerator):
         return self.code.num_digits
 
     def no_weight_decay(self) -> tuple[str, ...]:
-        return ("pos_embed", "class_embed.*", "token_embed.*", "head.earlier.*", "*.hidden_bias", "*.out_bias")
+        return (
+            "pos_embed",
+            "class_embed.*",
+            "word_embed.*",
+            "token_embed.*",
+            "head.earlier.*",
+            "*.hidden_bias",
+            "*.out_bias",
+        )
 
     def encode_condition(self, condition: Any) -> Tensor:
-        """Class numbers or names, one or many -> int64 [B]; None and -1 are the null class, returned as -1."""
+        """Classes, or texts, one or many -> int64 [B], -1 for the null condition; with words, [B, 1 + W].
+
+        A class is a number or a name. Any other string is a text: of its words, those that the model knows. With words, a row is
+        the class (-1 for none) and the numbers of W words (-1 for no word).
+
+        Raises:
+            VistokError: an unknown class, or a text of which no word is known.
+        """
         config = self.config
+        options = {"num_classes": config.num_classes, "class_names": config.class_names, "title": self._title}
+        if not config.words:
+            return class_labels(condition, **options).to(self.device)
+        if isinstance(condition, Tensor):
+            if condition.ndim == 2:
+                return condition.to(self.device)
+            labels = class_labels(condition, **options)
+            return self._condition_rows(labels, [[]] * len(labels))
+        entries = [condition] if condition is None or isinstance(condition, (str, int)) else list(condition)
+        texts = [isinstance(entry, str) and entry not in config.class_names for entry in entries]
         labels = class_labels(
-            condition, num_classes=config.num_classes, class_names=config.class_names, title=self._title
+            [None if is_text else entry for entry, is_text in zip(entries, texts, strict=True)], **options
         )
-        return labels.to(self.device)
+        words = [self._known_words(entry) if is_text else [] for entry, is_text in zip(entries, texts, strict=True)]
+        for entry, is_text, found in zip(entries, texts, words, strict=True):
+            if is_text and not found:
+                raise VistokError(
+                    f"{self._title} knows no word of {entry!r}, and no such class; {nearest(entry, (*config.class_names, *config.words))}"
+                )
+        return self._condition_rows(labels, words)
 
     def null_condition(self, condition: Tensor) -> Tensor:
         return torch.full_like(condition, -1)
 
     def join_conditions(self, first: Tensor, second: Tensor) -> Tensor:
         return torch.cat([first, second])
+
+    def training_condition(self, batch: Mapping[str, Any]) -> Tensor:
+        """The class and the caption's words of every row; ``forward`` shows one of the two."""
+        if not self.config.words:
+            return batch["label"]
+        return self._condition_rows(batch["label"], [self._known_words(caption) for caption in batch["caption"]])
+
+    @classmethod
+    def data_facts(cls, values: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
+        """The most frequent words of the captions, where ``values`` asks for words."""
+        count = values.get("max_words", 0)
+        frequency = Counter(word for caption in captions for word in dict.fromkeys(split_words(caption)))
+        return {"words": tuple(word for word, _ in frequency.most_common(count))} if count else {}
+
+    def _known_words(self, text: str) -> list[int]:
+        numbers = (self._word_numbers.get(word) for word in dict.fromkeys(split_words(text)))
+        return [number for number in numbers if number is not None][:_MAX_TEXT]
+
+    def _condition_rows(self, labels: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
+        rows = torch.full((len(words), 1 + _MAX_TEXT), -1, dtype=torch.int64)
+        for row, numbers in zip(rows, words, strict=True):
+            row[1 : 1 + len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+        rows[:, 0] = labels.to(rows.device)
+        return rows.to(self.device)
 
     def forward(
         self,
@@ -195,10 +264,12 @@ class DigitAR(AutoregressiveGenerator):
     ) -> dict[str, Tensor]:
         """The mean negative log-likelihood of a token, in nats; see ``Generator.forward``."""
         del progress  # nothing changes in the course of its training
-        labels = torch.full_like(ids[:, 0], -1) if condition is None else condition
-        if self.training and self.config.class_dropout > 0 and self.conditional:
-            dropped = uniform_of(labels, sample_seeds) < self.config.class_dropout
-            labels = labels.masked_fill(dropped, -1)
+        labels = condition
+        if labels is None:
+            null = self.encode_condition(None)
+            labels = null.expand(len(ids), *null.shape[1:])
+        if self.training and self.conditional:
+            labels = self._hide(labels, sample_seeds)
         digits = self.code.split(ids)
         hidden = self._hidden(digits, labels)
         losses = -self._score(hidden, digits)  # [B, L, D]
@@ -210,12 +281,26 @@ class DigitAR(AutoregressiveGenerator):
         loss = per_digit.sum()
         return {"loss": loss, "nll_per_token": loss.detach(), "bits_per_token": loss.detach() / math.log(2)}
 
+    def _hide(self, condition: Tensor, sample_seeds: Tensor | None) -> Tensor:
+        """The condition with parts hidden, row by row: class or words, and now and then both."""
+        rows = condition[:, 0] if condition.ndim == 2 else condition
+        chosen = uniform_of(rows, sample_seeds)
+        dropped = chosen < self.config.class_dropout
+        if condition.ndim == 1:
+            return condition.masked_fill(dropped, -1)
+        # The rest of the same number decides between class and words; a row that has only one of them keeps it.
+        by_text = chosen - self.config.class_dropout > (1.0 - self.config.class_dropout) / 2
+        has_text, has_class = (condition[:, 1:] >= 0).any(dim=1), rows >= 0
+        by_text = (by_text & has_text) | ~has_class
+        hidden = torch.cat([by_text[:, None], (~by_text)[:, None].expand(-1, condition.shape[1] - 1)], dim=1)
+        return condition.masked_fill(hidden | dropped[:, None], -1)
+
     @torch.no_grad()
     def token_log_probs(self, tokens: Tokens, condition: Any = None) -> Tensor:
         self.check_tokens(tokens)
         labels = self.encode_condition(condition)
         if len(labels) == 1:
-            labels = labels.expand(len(tokens))
+            labels = labels.expand(len(tokens), *labels.shape[1:])
         digits = self.code.split(tokens.ids.to(self.device))
         with evaluating(self):
             scores = self._score(self._hidden(digits, labels), digits).sum(dim=-1)
@@ -259,9 +344,14 @@ class DigitAR(AutoregressiveGenerator):
         logits = self.head(hidden, digits).float()
         return -F.cross_entropy(logits.flatten(0, -2), digits.flatten(), reduction="none").view(digits.shape)
 
-    def _embed_class(self, labels: Tensor) -> Tensor:
-        """[B] -> [B, 1, W]; -1 is the null class, which has the last row."""
-        return self.class_embed(labels.remainder(self.config.num_classes + 1))[:, None]
+    def _embed_class(self, condition: Tensor) -> Tensor:
+        """[B] or [B, 1 + W] -> [B, 1, D]; -1 is the null class, which has the last row, and no word."""
+        if condition.ndim == 1:
+            return self.class_embed(condition.remainder(self.config.num_classes + 1))[:, None]
+        words = condition[:, 1:]
+        known = (words >= 0)[..., None]
+        total = (self.word_embed(words.clamp_min(0)) * known).sum(dim=1) / known.sum(dim=1).clamp_min(1).sqrt()
+        return (self.class_embed(condition[:, 0].remainder(self.config.num_classes + 1)) + total)[:, None]
 
     def _hidden(self, digits: Tensor, labels: Tensor) -> Tensor:
         """The states [B, L, W] that predict each of the tokens [B, L, D]."""
@@ -281,3 +371,8 @@ class DigitAR(AutoregressiveGenerator):
         if cache is not None:
             cache.advance(x.shape[1])
         return self.norm(x)
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text, in lower case: runs of letters and digits."""
+    return re.findall(r"[^\W_]+", text.lower())

@@ -34,9 +34,17 @@ class TokenDataset(Dataset[dict[str, Any]]):
         tokens: N * views rows of ids.
         labels: N class numbers, -1 for none; None for no labels at all.
         views: rows an image.
+        captions: N texts; None for none.
     """
 
-    def __init__(self, tokens: Tokens, labels: Sequence[int] | Tensor | None = None, *, views: int = 1) -> None:
+    def __init__(
+        self,
+        tokens: Tokens,
+        labels: Sequence[int] | Tensor | None = None,
+        *,
+        views: int = 1,
+        captions: Sequence[str] | None = None,
+    ) -> None:
         if tokens.is_continuous:
             raise DataError("a TokenDataset holds ids, got continuous latents")
         if views < 1 or not len(tokens) or len(tokens) % views:
@@ -45,7 +53,10 @@ class TokenDataset(Dataset[dict[str, Any]]):
         labels = torch.full((count,), -1) if labels is None else torch.as_tensor(labels, dtype=torch.int64).cpu()
         if labels.shape != (count,):
             raise DataError(f"{count} images want {count} labels, got {list(labels.shape)}")
-        self.tokens, self.labels, self.views = tokens.to("cpu"), labels, views
+        captions = [""] * count if captions is None else list(captions)
+        if len(captions) != count:
+            raise DataError(f"{count} images want {count} captions, got {len(captions)}")
+        self.tokens, self.labels, self.views, self.captions = tokens.to("cpu"), labels, views, captions
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,7 +67,7 @@ class TokenDataset(Dataset[dict[str, Any]]):
         Args:
             key: (index, sample seed), or an index alone for the first view.
         Returns:
-            ``ids`` int64 [L] (0 past its length), ``length``, ``label``, ``index``, ``sample_seed``.
+            ``ids`` int64 [L] (0 past its length), ``length``, ``label``, ``caption``, ``index``, ``sample_seed``.
         """
         index, seed = key if isinstance(key, tuple) else (key, None)
         if not 0 <= index < len(self):
@@ -67,6 +78,7 @@ class TokenDataset(Dataset[dict[str, Any]]):
             "ids": self.tokens.ids[row],
             "length": self.tokens.lengths[row],
             "label": self.labels[index],
+            "caption": self.captions[index],
             "index": index,
             "sample_seed": 0 if seed is None else seed,
         }
@@ -90,10 +102,11 @@ def tokenize_images(
         batch_size: images at a time.
     """
     keys = [(index, stable_seed(seed, index, view)) for index in range(len(images)) for view in range(views)]
-    parts, labels = [], []
+    parts, labels, captions = [], [], []
     for start in range(0, len(keys), batch_size):
         items = [images[key] for key in keys[start : start + batch_size]]
         batch = torch.stack([item["image"] for item in items]).to(tokenizer.device)
         parts.append(tokenizer.encode(batch).to("cpu"))
         labels += [int(item["label"]) for item in items]
-    return TokenDataset(Tokens.cat(parts), labels[::views], views=views)
+        captions += [str(item.get("caption", "")) for item in items]
+    return TokenDataset(Tokens.cat(parts), labels[::views], views=views, captions=captions[::views])

@@ -43,13 +43,12 @@ class Generator(PretrainedModel, ABC):
     What only some families can do is asked of the object: ``conditional`` (takes conditions),
     ``guidable`` (was trained without its condition now and then, so guidance works), ``autoregressive``
     (writes tokens in order: takes a prefix, and has rollouts that a search can branch), ``continuous``
-    (makes latents instead of ids), ``captioned`` (its conditions are captions, not classes).
+    (makes latents instead of ids).
 
     A family implements ``encode_condition``, ``_generate``, ``token_log_probs`` and ``forward``.
     """
 
     autoregressive: bool = False
-    captioned: bool = False
 
     @property
     def continuous(self) -> bool:

@@ -17,6 +17,7 @@ from vistok.errors import ConfigError
 from vistok.generate import Generator, TokenDataset, tokenize_images
 from vistok.hub import from_pretrained
 from vistok.models.base import Tokenizer
+from vistok.registry import get_card, model_class
 from vistok.training.config import TrainConfig
 from vistok.training.task import Task, make_model
 
@@ -60,7 +61,7 @@ class GeneratorTask(Task):
             "tokenizer_hash": self.tokenizer.weight_hash(),
         }
         torch.manual_seed(config.seed)
-        self.model = make_model({**facts, **config.model})
+        self.model = make_model({**facts, **self._data_facts(), **config.model})
         if not isinstance(self.model, Generator):
             raise ConfigError(
                 f"task: generator trains a generator, and {config.model} is a {type(self.model).__name__}"
@@ -71,6 +72,14 @@ class GeneratorTask(Task):
         size = self.tokenizer.codebook_size
         self.codebook_size = math.prod(size) if isinstance(size, tuple) else size
         self._ids: Tensor | None = None
+
+    def _data_facts(self) -> dict[str, Any]:
+        """What this family takes from the captions of the data."""
+        spec = self.config.model
+        card = get_card(spec["name"]) if "name" in spec else None
+        cls = model_class(card.family if card is not None else spec["family"])
+        values = {**(card.config if card is not None else {}), **spec}
+        return cls.data_facts(values, self.bank.captions) if issubclass(cls, Generator) else {}
 
     def dataset(self, *, train: bool) -> Dataset:
         """The bank of the training pictures, or the tokens of the validation pictures."""
@@ -94,7 +103,7 @@ class GeneratorTask(Task):
         self._ids = batch["ids"]
         out = self.wrapped["model"](
             batch["ids"],
-            batch["label"],
+            self.model.training_condition(batch),
             lengths=batch["length"],
             sample_seeds=batch["sample_seed"],
             progress=step / max(1, self.config.steps),
