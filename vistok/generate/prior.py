@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 from decimal import Decimal, getcontext, localcontext
 from functools import cache, cached_property
 from typing import Any
@@ -57,6 +56,7 @@ class LearnedPrior(EntropyCoder):
         self.title = generator.name or generator.family
         size = generator.codebook_size
         self.levels = size if isinstance(size, tuple) else (size,)
+        self._known: tuple[bytes, list[list[_Part]]] = (b"", [])
 
     @cached_property
     def hash(self) -> str:
@@ -72,39 +72,47 @@ class LearnedPrior(EntropyCoder):
         return {"kind": "learned", "hash": self.hash, "model": self.title}
 
     def begin(self, known: np.ndarray | None = None) -> _Pass:
-        """A pass over one image; with all ids known, the model reads them at once."""
-        return _Pass(self.generator, known)
+        """A pass over one image; with all ids known, the model reads them at once, and once."""
+        if known is None:
+            return _Pass(self.generator)
+        if len(known) > self.generator.num_tokens:
+            raise VistokError(f"this prior knows images of {self.generator.num_tokens} tokens, got {len(known)}")
+        key = known.tobytes() + b"."
+        if self._known[0] != key:  # the coder comes back several times, to find the shortest bytes
+            self._known = (key, _known_parts(self.generator, torch.from_numpy(known.astype(np.int64))))
+        return _Pass(self.generator, self._known[1])
 
     def write_block(self, encoder: Any, ids: np.ndarray, start: int, end: int, state: _Pass) -> None:
         for position in range(start, end):
-            sure = all(part.sure for part in state.parts(position, int(ids[position])))
+            parts = state.parts(position)
+            sure = all(part.sure for part in parts)
             encoder.encode(int(not sure), _flag_model())
-            for part in state.parts(position, int(ids[position])):
+            for part in parts:
                 encoder.encode(part.digit, part.model if sure else part.flat)
-            state.take(int(ids[position]))
 
     def read_block(self, decoder: Any, start: int, end: int, state: _Pass) -> np.ndarray:
         out = []
         for position in range(start, end):
             unsure = int(decoder.decode(_flag_model()))
-            token, place = 0, 1
             digits: list[int] = []
-            for level in state.factors:
+            while len(digits) < len(state.factors):
                 part = state.part(position, digits)
                 digits.append(int(decoder.decode(part.flat if unsure else part.model)))
-                token += place * digits[-1]
-                place *= level
-            state.take(token)
-            out.append(token)
+            out.append(state.take(digits))
         return np.array(out, dtype=np.int64)
 
 
 class _Part:
-    """The distribution of one factor of a token, as whole numbers."""
+    """The distribution of one factor of a token, as whole numbers.
 
-    def __init__(self, logits: Tensor, digit: int = 0) -> None:
+    Args:
+        logits: float64 [K].
+        digit: the factor's value, where it is known.
+    """
+
+    def __init__(self, logits: Tensor, digit: int = -1) -> None:
         self.digit = digit
-        scaled = (logits.max() - logits).double() * _STEPS
+        scaled = (logits.max() - logits) * _STEPS
         scaled = scaled.clamp_max(float(len(_weights()) - 1)).numpy()
         rounded = np.rint(scaled)
         self.sure = bool((np.abs(np.abs(scaled - rounded) - 0.5) > _UNSURE).all())
@@ -115,62 +123,75 @@ class _Part:
         """The range coder's."""
         return weights_model(_weights()[self._rounded])
 
-    @property
+    @cached_property
     def flat(self) -> Any:
         """All values alike."""
         return weights_model(np.ones(len(self._rounded), dtype=np.int64))
 
 
+@torch.no_grad()
+def _known_parts(generator: AutoregressiveGenerator, ids: Tensor) -> list[list[_Part]]:
+    """For every one of the ids [L], the distributions of its factors."""
+    with evaluating(generator):
+        cache = generator.new_cache(1)
+        states = generator.read_condition(generator.encode_condition(None), cache)  # [1, W]
+        if len(ids) > 1:
+            states = torch.cat([states, generator.read_tokens(ids[None, :-1], 0, cache)[0]])
+        digits = torch.empty(len(ids), 0, dtype=torch.int64)
+        out: list[list[_Part]] = [[] for _ in ids]
+        for level in generator.token_factors:
+            logits, values = generator.factor_logits(states[: len(ids)], digits), ids % level
+            for parts, row, value in zip(out, logits, values.tolist(), strict=True):
+                parts.append(_Part(row, value))
+            digits, ids = torch.cat([digits, values[:, None]], dim=1), ids // level
+    return out
+
+
 class _Pass:
     """The model on its way through the tokens of one image.
+
+    Args:
+        generator: in double precision.
+        known: the parts of all tokens, where they are known; a pass that leaves them ends in a ValueError.
 
     Attributes:
         factors: values of each factor of a token that the model tells apart.
     """
 
-    def __init__(self, generator: AutoregressiveGenerator, known: np.ndarray | None) -> None:
+    def __init__(self, generator: AutoregressiveGenerator, known: list[list[_Part]] | None = None) -> None:
         self.generator, self.factors = generator, generator.token_factors
-        self._known = None if known is None else [int(value) for value in known]
-        self._met = 0
-        if known is not None and len(known) > generator.num_tokens:
-            raise VistokError(f"this prior knows images of {generator.num_tokens} tokens, got {len(known)}")
-        with torch.no_grad(), evaluating(generator):
-            self._cache = generator.new_cache(1)
-            first = generator.read_condition(generator.encode_condition(None), self._cache)
-            self._states = [first]
-            if known is not None and len(known) > 1:
-                read = generator.read_tokens(torch.from_numpy(known[None, :-1].astype(np.int64)), 0, self._cache)
-                self._states += list(read[0][:, None])
+        self._known, self._hidden = known, None
+        if known is None:
+            with torch.no_grad(), evaluating(generator):
+                self._cache = generator.new_cache(1)
+                self._hidden = generator.read_condition(generator.encode_condition(None), self._cache)
 
-    def part(self, position: int, digits: list[int], digit: int = 0) -> _Part:
-        """Of the factor after ``digits``."""
+    def parts(self, position: int) -> list[_Part]:
+        """Of all factors of a token that is known."""
+        return self._known[position]
+
+    def part(self, position: int, digits: list[int]) -> _Part:
+        """Of the factor after ``digits``, of the token at ``position``."""
+        if self._known is not None:
+            parts = self._known[position]
+            if any(part.digit != digit for part, digit in zip(parts, digits, strict=False)):
+                raise ValueError("not the token that was known")
+            return parts[len(digits)]
         if position >= self.generator.num_tokens:
             raise ValueError("more tokens than the prior knows")  # damaged bytes may ask for them
         with torch.no_grad(), evaluating(self.generator):
-            if position == len(self._states):
-                last = torch.tensor([[self._last]])
-                self._states.append(self.generator.read_tokens(last, position - 1, self._cache)[:, -1])
+            if self._hidden is None:
+                self._hidden = self.generator.read_tokens(self._last, position - 1, self._cache)[:, -1]
             earlier = torch.tensor([digits], dtype=torch.int64).reshape(1, len(digits))
-            return _Part(self.generator.factor_logits(self._states[position], earlier)[0], digit)
+            return _Part(self.generator.factor_logits(self._hidden, earlier)[0])
 
-    def parts(self, position: int, token: int) -> list[_Part]:
-        """Of all factors of a token."""
-        out: list[_Part] = []
-        digits: list[int] = []
-        for level in self.factors:
-            out.append(self.part(position, digits, token % level))
-            digits.append(token % level)
-            token //= level
-        return out
-
-    def take(self, token: int) -> None:
-        """Go on behind a token."""
-        if token >= math.prod(self.factors):
-            raise ValueError("no such token")
-        if self._known is not None and token != self._known[self._met]:
-            raise ValueError("not the token that was known")  # the states behind it are another image's
-        self._last = token
-        self._met += 1
+    def take(self, digits: list[int]) -> int:
+        """Go on behind a token of these factors: its id."""
+        token, place = 0, 1
+        for digit, level in zip(digits, self.factors, strict=True):
+            token, place = token + place * digit, place * level
+        self._last, self._hidden = torch.tensor([[token]]), None
+        return token
 
 
 @cache
