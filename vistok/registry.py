@@ -29,6 +29,7 @@ FAMILIES = MappingProxyType(
         "alit": "vistok.models.alit:Alit",
         "digit_ar": "vistok.generate.ar:DigitAR",
         "gpt": "vistok.generate.gpt:Gpt",
+        "maskgen": "vistok.generate.maskgen:MaskGen",
         "flexar": "vistok.generate.flexar:FlexAR",
     }
 )

@@ -37,6 +37,8 @@ def run(case: GoldenCase) -> Iterator[Result]:
         yield from maskgen.run_diffusion_loss(case)
     elif not case.steps:
         yield _run_layout(case)
+    elif case.shapes.keys() & {"text_embed_proj.weight", "text_emb.weight"}:
+        yield from maskgen.run_generator(case, build(case)[0])
     elif "quantize_train" in operations:
         yield from _run_quantizer(case)
     elif operations & {"lr_schedule", "ema_decay", "ema_trace"}:

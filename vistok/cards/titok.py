@@ -123,11 +123,21 @@ def _rar(size: str, scale: float, power: float, temperature: float, gfid: float)
 
 
 def _maskgen(size: str, kind: str, fid: float, geneval: float) -> ModelCard:
-    sampling = {"steps": 16, "cfg_scale": 12.0, "temperature": 2.0} if kind == "vq" else {"steps": 32, "cfg_scale": 3.0}
+    width, depth = {"l": (1024, 16), "xl": (1280, 20)}[size]
+    config: dict[str, Any] = {"kind": kind, "width": width, "depth": depth}
+    if kind == "vq":
+        config |= {"num_tokens": 128, "codebook_size": 8192, "spare_rows": 1001}
+        # Published as c + w * (c - u), where w goes from 1 to 12 by a cosine.
+        guidance = {"cfg_scale": 13.0, "cfg_schedule": "power_cosine", "cfg_floor": 2.0}
+        sampling = {"steps": 16, "randomize_temperature": 2.0, "anneal": True, **guidance}
+    else:
+        config |= {"num_tokens": 32, "codebook_size": None, "code_dim": 16, "head_width": width, "head_depth": 8}
+        sampling = {"steps": 32, "diffusion_steps": 100, "cfg_scale": 3.0, "cfg_schedule": "linear"}
     return ModelCard(
         name=f"maskgen_{kind}_{size}.text",
         family="maskgen",
         kind="generator",
+        config=config,
         hub_id=f"turkeyju/generator_maskgen_{kind}_{size}",
         file=f"fun-research/TA-TiTok:maskgen_{kind}_{size}.bin",
         licence=_LICENCE,
@@ -135,6 +145,7 @@ def _maskgen(size: str, kind: str, fid: float, geneval: float) -> ModelCard:
         sampling=sampling,
         tokenizer="tatitok_bl128_vq.datacomp" if kind == "vq" else "tatitok_bl32_vae.datacomp",
         paper=_TATITOK_PAPER,
+        notes="reads captions by open_clip ViT-L-14-336 (openai); the tokenizer decodes with features of the same captions",
     )
 
 

@@ -21,11 +21,27 @@ def sources() -> tuple[Source, ...]:
     from vistok.convert.gpt import GPT
     from vistok.convert.karl import KARL
     from vistok.convert.ldm_kl import LDM_KL, MAGE_VQGAN
+    from vistok.convert.maskgen import MASKGEN_KL, MASKGEN_VQ
     from vistok.convert.maskgit_vqgan import MASKGIT_VQGAN
     from vistok.convert.titok import TITOK
 
     # More particular layouts first: MaskGIT-VQGAN's names are part of GigaTok's. A family is written in its first layout.
-    return (TITOK, GIGATOK, GIGATOK_2D, FLEXTOK, KL_VAE, KARL, ALIT, LDM_KL, MASKGIT_VQGAN, MAGE_VQGAN, GPT, FLEXAR)
+    return (
+        TITOK,
+        GIGATOK,
+        GIGATOK_2D,
+        FLEXTOK,
+        KL_VAE,
+        KARL,
+        ALIT,
+        LDM_KL,
+        MASKGIT_VQGAN,
+        MAGE_VQGAN,
+        GPT,
+        FLEXAR,
+        MASKGEN_VQ,
+        MASKGEN_KL,
+    )
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]], *, where: str = "checkpoint") -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -39,11 +40,20 @@ def timestep_features(t: Tensor, dim: int, *, max_timestep: float = 1000.0, max_
         max_timestep: the frequencies are those for times in [0, 1000]; times in [0, max_timestep] are stretched to that.
         max_period: ratio of the highest frequency to the limit of the lowest.
     """
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=t.device)
-    frequencies = (1000.0 / max_timestep) * torch.exp(-math.log(max_period) * steps / half)
-    angles = t.float()[:, None] * frequencies
+    frequencies = _frequencies(dim // 2, max_period, t.device)
+    angles = t.float()[:, None] * ((1000.0 / max_timestep) * frequencies)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+@lru_cache(maxsize=16)
+def _frequencies(num: int, max_period: float, device: torch.device) -> Tensor:
+    """From 1 down to nearly 1 / max_period, fp32 [num].
+
+    The exponents are of single precision, as published models have them, but the exponential is rounded
+    rightly: those of different machines differ in the last bit, which times near 1000 multiply.
+    """
+    exponents = -math.log(max_period) * torch.arange(num, dtype=torch.float32, device="cpu") / num
+    return exponents.double().exp().float().to(device)
 
 
 def rotary_2d(height: int, width: int, head_dim: int, *, base: float = 10000.0) -> Tensor:
