@@ -13,7 +13,7 @@ from vistok.demo import run_demo
 def test_the_quick_demo_writes_one_self_contained_page(tmp_path: Path) -> None:
     result = run_demo(tmp_path, quick=True)
     page = Path(result["report"]).read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 4 and page.count("<svg") == 5
+    assert page.count("data:image/png;base64,") == 5 and page.count("<svg") == 5
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
     for name in ("samples_plain.png", "samples_best_of_n.png", "reconstructions_val.png", "reconstruction_32.json"):
         assert (tmp_path / name).is_file()

@@ -63,7 +63,7 @@ class ToyTask(Task):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         self.options = {"noise": 0.0, "start": 0, **config.loss}
-        self.modules["model"] = Autoencoder()
+        self.modules["model"] = Autoencoder().eval()  # as loaded models come
         self.modules["discriminator"] = nn.Sequential(nn.Linear(_WIDTH, 8), nn.Tanh(), nn.Linear(8, 1))
         self.extra["average"] = nn.BatchNorm1d(1, affine=False)
         self.frozen["target"] = nn.Dropout(0.5)
@@ -87,6 +87,7 @@ class ToyTask(Task):
     def loss(
         self, phase: str, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.modules["model"].training and not self.frozen["target"].training
         x = batch["image"]
         self.seen.append((phase, step, batch["index"].tolist()))
         if phase == "discriminator":

@@ -235,6 +235,10 @@ class DigitAR(AutoregressiveGenerator):
             return batch["label"]
         return self._condition_rows(batch["label"], [self._known_words(caption) for caption in batch["caption"]])
 
+    def sampling_condition(self, batch: Mapping[str, Any]) -> Tensor:
+        """The class: with the words beside it, it would be read as in no step of training."""
+        return batch["label"]
+
     @classmethod
     def data_facts(cls, values: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
         """The most frequent words of the captions, where ``values`` asks for words."""

@@ -99,6 +99,10 @@ class Generator(PretrainedModel, ABC):
         """What ``forward`` is to read of a training batch, which has ``label`` [B] and ``caption``, B texts."""
         return batch["label"]
 
+    def sampling_condition(self, batch: Mapping[str, Any]) -> Any:
+        """What ``generate`` and ``log_prob`` are to read of such a batch, in previews and validation."""
+        return self.training_condition(batch)
+
     @classmethod
     def data_facts(cls, values: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
         """What a configuration with these ``values`` takes from the captions of the training data."""

@@ -253,6 +253,8 @@ class TrainingRun:
         config, task = self.config, self.task
         for module in (*task.modules.values(), *task.frozen.values(), *task.extra.values()):
             module.to(self.device)
+        for module in task.modules.values():
+            module.train()  # loaded and created models come in evaluation mode
         for module in task.frozen.values():
             module.requires_grad_(False).eval()
         if fresh:

@@ -102,7 +102,7 @@ class TokenizerTask(Task):
             if getattr(model.config, "head", "") == "vqgan" and getattr(start.config, "head", "") == "proxy":
                 start = start.with_pixel_decoder(self._load_proxy(model))
             model.load_weights(start.state_dict(), where=config.init_from)
-            return model.train()
+            return model
         if getattr(model, "vae", None) is not None and self.loss_config.pretrained:
             vae = from_pretrained(self.loss_config.autoencoder)
             report = key_report(model.vae.state_dict(), vae.vae.state_dict()) if isinstance(vae, KlVae) else "no VAE"
@@ -111,7 +111,7 @@ class TokenizerTask(Task):
             model.vae.load_state_dict(vae.vae.state_dict())
         if getattr(model.config, "init", "") == "linear":
             model.fit_linear(self._fitting_images(model.image_size))
-        return model.train()
+        return model
 
     def _load_proxy(self, model: Tokenizer) -> Tokenizer:
         if self.loss_config.pretrained:
