@@ -44,8 +44,6 @@ def test_bad_banks():
         TokenDataset(tokens, views=4)
     with pytest.raises(DataError, match="3 images want 3 labels"):
         TokenDataset(tokens, [1, 2], views=2)
-    with pytest.raises(DataError, match="latents"):
-        TokenDataset(Tokens(latents=torch.zeros(2, 2, 2)))
     assert TokenDataset(tokens).labels.tolist() == [-1] * 6
 
 

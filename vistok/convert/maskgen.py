@@ -11,6 +11,7 @@ from typing import Any
 
 from vistok.convert import find_key
 from vistok.convert.key_map import KeyMap, Rule, Shapes, Source, count
+from vistok.errors import ConfigError
 from vistok.generate.maskgen import MaskGenConfig, MaskGenSampling
 
 _NUM_HEADS = 16
@@ -186,6 +187,8 @@ def _read_sampling(kind: str, published: Mapping[str, Any] | None) -> MaskGenSam
 
 def _wrap_config(config: MaskGenConfig) -> dict[str, Any]:
     sampling = config.sampling
+    if isinstance(config.codebook_size, tuple):
+        raise ConfigError(f"codebook_size is one number there, not {config.codebook_size}")
     generator: dict[str, Any] = {
         "decoder_embed_dim": config.width,
         "decoder_depth": config.depth,

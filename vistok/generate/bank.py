@@ -25,13 +25,13 @@ class KeyedImages(Protocol):
 
 
 class TokenDataset(Dataset[dict[str, Any]]):
-    """Tokens and labels of images, keyed by (index, sample seed).
+    """Tokens, labels and captions of images, keyed by (index, sample seed).
 
     An image has ``views`` rows side by side; the sample seed picks one, so that an epoch shows every
     image once and its augmentations by and by.
 
     Args:
-        tokens: N * views rows of ids.
+        tokens: N * views rows of ids or latents.
         labels: N class numbers, -1 for none; None for no labels at all.
         views: rows an image.
         captions: N texts; None for none.
@@ -45,8 +45,6 @@ class TokenDataset(Dataset[dict[str, Any]]):
         views: int = 1,
         captions: Sequence[str] | None = None,
     ) -> None:
-        if tokens.is_continuous:
-            raise DataError("a TokenDataset holds ids, got continuous latents")
         if views < 1 or not len(tokens) or len(tokens) % views:
             raise DataError(f"{len(tokens)} rows of tokens are not a whole number of images with {views} views each")
         count = len(tokens) // views
@@ -67,15 +65,16 @@ class TokenDataset(Dataset[dict[str, Any]]):
         Args:
             key: (index, sample seed), or an index alone for the first view.
         Returns:
-            ``ids`` int64 [L] (0 past its length), ``length``, ``label``, ``caption``, ``index``, ``sample_seed``.
+            ``ids`` int64 [L] or ``latents`` [L, C] (0 past its length), ``length``, ``label``, ``caption``, ``index``, ``sample_seed``.
         """
         index, seed = key if isinstance(key, tuple) else (key, None)
         if not 0 <= index < len(self):
             raise IndexError(f"the data set has {len(self)} images, got index {index}")
         view = 0 if seed is None or self.views == 1 else stable_seed(seed, 0) % self.views
         row = index * self.views + view
+        values = {"latents": self.tokens.latents} if self.tokens.is_continuous else {"ids": self.tokens.ids}
         return {
-            "ids": self.tokens.ids[row],
+            **{name: value[row] for name, value in values.items()},
             "length": self.tokens.lengths[row],
             "label": self.labels[index],
             "caption": self.captions[index],
@@ -94,8 +93,10 @@ def tokenize_images(
 ) -> TokenDataset:
     """Tokenize every image of a data set, in several augmented views.
 
+    A continuous tokenizer's latents are samples, not means: what its decoder was trained on.
+
     Args:
-        tokenizer: makes ids.
+        tokenizer: makes ids or latents.
         images: gives ``image`` [3, S, S] and ``label`` for (index, sample seed).
         views: how many times each image is read, under sample seeds of its own.
         seed: the views are a function of it.
@@ -106,7 +107,8 @@ def tokenize_images(
     for start in range(0, len(keys), batch_size):
         items = [images[key] for key in keys[start : start + batch_size]]
         batch = torch.stack([item["image"] for item in items]).to(tokenizer.device)
-        parts.append(tokenizer.encode(batch).to("cpu"))
+        sampler = torch.Generator().manual_seed(stable_seed(seed, "latents", start)) if tokenizer.continuous else None
+        parts.append(tokenizer.encode(batch, generator=sampler).to("cpu"))
         labels += [int(item["label"]) for item in items]
         captions += [str(item.get("caption", "")) for item in items]
     return TokenDataset(Tokens.cat(parts), labels[::views], views=views, captions=captions[::views])

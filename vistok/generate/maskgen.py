@@ -8,6 +8,7 @@ last block), modulated by the caption's embedding and an aesthetic score.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -52,7 +53,7 @@ class MaskGenConfig:
     Attributes:
         kind: ``vq`` makes ids, ``kl`` latents.
         num_tokens: L.
-        codebook_size: of ids; None for latents.
+        codebook_size: of ids: K, or the factors of which it is the product; None for latents.
         spare_rows: rows of the table of ids that nothing reads (published tables have some for classes).
         code_dim: C of latents.
         latent_scale: latents are multiplied by it, so that they have about unit variance.
@@ -70,7 +71,7 @@ class MaskGenConfig:
 
     kind: Literal["vq", "kl"] = "vq"
     num_tokens: int = 128
-    codebook_size: int | None = 8192
+    codebook_size: int | tuple[int, ...] | None = 8192
     spare_rows: int = 0
     code_dim: int = 16
     latent_scale: float = 0.7525
@@ -92,7 +93,7 @@ class MaskGenConfig:
     tokenizer_hash: str = ""
 
     def __post_init__(self) -> None:
-        if (self.codebook_size is None) != (self.kind == "kl") or (self.codebook_size or 2) < 2:
+        if (self.codebook_size is None) != (self.kind == "kl") or (self.kind == "vq" and self.vocab_size < 2):
             raise ConfigError(
                 f"kind vq has a codebook_size of two or more, kind kl has null; got {self.kind} and {self.codebook_size}"
             )
@@ -110,6 +111,12 @@ class MaskGenConfig:
         if not 0.0 < self.latent_scale < float("inf"):
             raise ConfigError(f"latent_scale is above 0, got {self.latent_scale}")
 
+    @property
+    def vocab_size(self) -> int:
+        """K, the number of different ids; 0 for latents."""
+        size = self.codebook_size
+        return math.prod(size) if isinstance(size, tuple) else size or 0
+
 
 class MaskGen(Generator):
     """Fills in tokens under a caption."""
@@ -125,7 +132,7 @@ class MaskGen(Generator):
         self.pooled_proj = nn.Linear(config.text_dim + config.micro_dim, width)
         self.side: IdSide | LatentSide
         if config.kind == "vq":
-            self.side = IdSide(config.codebook_size, config.num_tokens, width, spare_rows=config.spare_rows)
+            self.side = IdSide(config.vocab_size, config.num_tokens, width, spare_rows=config.spare_rows)
         else:
             head = {"head_width": config.head_width, "head_depth": config.head_depth}
             self.side = LatentSide(config.code_dim, config.num_tokens, width, **head)
@@ -152,7 +159,7 @@ class MaskGen(Generator):
         return self.config.num_tokens
 
     @property
-    def codebook_size(self) -> int | None:
+    def codebook_size(self) -> int | tuple[int, ...] | None:
         return self.config.codebook_size
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -14,11 +14,15 @@ _ARCHITECTURE, _WEIGHTS = "ViT-L-14-336", "openai"
 _RANDOM_SEED = 0
 
 
+# The house's own: for recipes and tests that have no weights, and no time for large ones.
+_TINY, _TINY_WIDTH, _TINY_LENGTH = "tiny", 64, 16
+
+
 class ClipTextTower(nn.Module):
     """The text half of a CLIP model, frozen.
 
     Args:
-        architecture: open_clip's name of the model.
+        architecture: open_clip's name of the model; or ``tiny``, 64 channels wide and with random weights.
         weights: open_clip's name of its weights, from its cache or the network; "" for random ones, the
             same every time (tests, dry runs).
     Raises:
@@ -28,29 +32,7 @@ class ClipTextTower(nn.Module):
 
     def __init__(self, architecture: str, weights: str = "") -> None:
         super().__init__()
-        import open_clip
-
-        if architecture not in open_clip.list_models():
-            raise VistokError(
-                f"open_clip has no model {architecture!r}; {nearest(architecture, open_clip.list_models())}"
-            )
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_RANDOM_SEED)
-                # OpenAI's weights were trained with the quick GELU, which the architecture's name does not tell.
-                clip = open_clip.create_model(
-                    architecture, pretrained=weights or None, force_quick_gelu=weights in ("", _WEIGHTS)
-                )
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"CLIP {architecture} ({weights}) cannot be loaded ({error}); fetch it once where there is a network: "
-                f"python -c \"import open_clip; open_clip.create_model('{architecture}', '{weights}')\""
-            ) from error
-        if not isinstance(clip, open_clip.CLIP):
-            raise VistokError(
-                f"{architecture} keeps its text tower in another form than CLIP's; take one as {_ARCHITECTURE}"
-            )
-        self.tokenize = open_clip.get_tokenizer(architecture)
+        clip, self.tokenize = _make_clip(architecture, weights)
         self.token_embedding, self.transformer, self.ln_final = clip.token_embedding, clip.transformer, clip.ln_final
         self.positional_embedding, self.text_projection = clip.positional_embedding, clip.text_projection
         self.register_buffer("mask", clip.attn_mask, persistent=False)
@@ -65,6 +47,41 @@ class ClipTextTower(nn.Module):
         """Captions -> ids [B, T], and what the first block reads [B, T, D]; longer captions are cut."""
         ids = self.tokenize(list(captions)).to(self.device)
         return ids, self.token_embedding(ids) + self.positional_embedding
+
+
+def _make_clip(architecture: str, weights: str) -> tuple[nn.Module, Callable[[list[str]], Tensor]]:
+    """A whole CLIP model, and what turns captions into its ids."""
+    import open_clip
+
+    names = [_TINY, *open_clip.list_models()]
+    if architecture not in names or (architecture == _TINY and weights):
+        raise VistokError(
+            f"open_clip has no model {architecture!r} with weights {weights!r}; {nearest(architecture, names)}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_RANDOM_SEED)
+        if architecture == _TINY:
+            from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+            sizes = {"width": _TINY_WIDTH, "layers": 2}
+            vision = CLIPVisionCfg(**sizes, head_width=32, patch_size=32, image_size=32)
+            text = CLIPTextCfg(**sizes, heads=2, context_length=_TINY_LENGTH)
+            return CLIP(_TINY_WIDTH, vision, text), open_clip.tokenizer.SimpleTokenizer(context_length=_TINY_LENGTH)
+        try:
+            # OpenAI's weights were trained with the quick GELU, which the architecture's name does not tell.
+            clip = open_clip.create_model(
+                architecture, pretrained=weights or None, force_quick_gelu=weights in ("", _WEIGHTS)
+            )
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"CLIP {architecture} ({weights}) cannot be loaded ({error}); fetch it once where there is a network: "
+                f"python -c \"import open_clip; open_clip.create_model('{architecture}', '{weights}')\""
+            ) from error
+    if not isinstance(clip, open_clip.CLIP):
+        raise VistokError(
+            f"{architecture} keeps its text tower in another form than CLIP's; take one as {_ARCHITECTURE}"
+        )
+    return clip, open_clip.get_tokenizer(architecture)
 
 
 class ClipTextFeatures(ClipTextTower):
@@ -109,6 +126,6 @@ class ClipCaptionStates(ClipTextTower):
 
 @lru_cache(maxsize=2)
 def caption_tower(name: str, device: torch.device) -> ClipCaptionStates:
-    """The tower of a name ``ARCHITECTURE:WEIGHTS`` or, for random weights, ``ARCHITECTURE``; kept for the next call."""
+    """The tower of a name ``ARCHITECTURE:WEIGHTS`` or, for random weights, ``ARCHITECTURE`` (as ``tiny``); kept for the next call."""
     architecture, _, weights = name.partition(":")
     return ClipCaptionStates(architecture, weights).to(device)

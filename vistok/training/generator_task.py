@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,16 @@ from vistok.config import from_dict
 from vistok.data import open_dataset
 from vistok.errors import ConfigError
 from vistok.generate import Generator, TokenDataset, tokenize_images
+from vistok.generate.base import evaluating
 from vistok.hub import from_pretrained
 from vistok.models.base import Tokenizer
 from vistok.registry import get_card, model_class
+from vistok.seeds import stable_seed
 from vistok.training.config import TrainConfig
 from vistok.training.task import Task, make_model
+
+_PREVIEW_IMAGES = 8
+_TERMS = ("nll_per_token",)  # of the generators' outputs, what is logged beside the loss where there is such a thing
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,12 @@ class GeneratorLossConfig:
     Attributes:
         tokenizer: whose tokens: a name, hub id, folder or file.
         views: augmented views of every picture in the bank of tokens.
+        pretrained: False gives what reads captions for the tokenizer's decoder random weights (dry runs, tests).
     """
 
     tokenizer: str
     views: int = 8
+    pretrained: bool = True
 
 
 class GeneratorTask(Task):
@@ -46,13 +53,14 @@ class GeneratorTask(Task):
         super().__init__(config)
         self.loss_config = from_dict(GeneratorLossConfig, config.loss, where="loss")
         self.tokenizer = from_pretrained(self.loss_config.tokenizer)
-        if not isinstance(self.tokenizer, Tokenizer) or self.tokenizer.continuous:
-            raise ConfigError(f"{self.loss_config.tokenizer} does not make ids, which this generator needs")
+        if not isinstance(self.tokenizer, Tokenizer):
+            raise ConfigError(f"{self.loss_config.tokenizer} is a {type(self.tokenizer).__name__}, and no tokenizer")
         images = open_dataset(config.data, train=True, image_size=self.tokenizer.image_size)
         self.bank = tokenize_images(self.tokenizer, images, views=self.loss_config.views, seed=config.seed)
         classes = tuple(images.source.classes)
         facts = {
             "codebook_size": self.tokenizer.codebook_size,
+            "code_dim": self.bank.tokens.channels,
             "num_tokens": self.tokenizer.num_tokens,
             "num_classes": len(classes),
             "class_names": classes,
@@ -61,25 +69,37 @@ class GeneratorTask(Task):
             "tokenizer_hash": self.tokenizer.weight_hash(),
         }
         torch.manual_seed(config.seed)
-        self.model = make_model({**facts, **self._data_facts(), **config.model})
+        self.model = make_model({**self._known_facts(facts), **config.model})
         if not isinstance(self.model, Generator):
             raise ConfigError(
                 f"task: generator trains a generator, and {config.model} is a {type(self.model).__name__}"
+            )
+        if self.model.continuous != self.tokenizer.continuous:
+            kinds = {True: "continuous latents", False: "ids"}
+            raise ConfigError(
+                f"{self.loss_config.tokenizer} makes {kinds[self.tokenizer.continuous]}, and this "
+                f"{self.model.family} wants {kinds[self.model.continuous]}"
             )
         if config.init_from:
             self.model.load_weights(from_pretrained(config.init_from).state_dict(), where=config.init_from)
         self.modules["model"] = self.model
         size = self.tokenizer.codebook_size
-        self.codebook_size = math.prod(size) if isinstance(size, tuple) else size
+        self.codebook_size = math.prod(size) if isinstance(size, tuple) else size or 0
         self._ids: Tensor | None = None
+        if self.tokenizer.conditional:
+            from vistok.models.text import ClipTextFeatures
 
-    def _data_facts(self) -> dict[str, Any]:
-        """What this family takes from the captions of the data."""
+            self.frozen["text"] = ClipTextFeatures(pretrained=self.loss_config.pretrained)
+
+    def _known_facts(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Those of these facts that the family's configuration has, and what it takes from the captions of the data."""
         spec = self.config.model
         card = get_card(spec["name"]) if "name" in spec else None
         cls = model_class(card.family if card is not None else spec["family"])
         values = {**(card.config if card is not None else {}), **spec}
-        return cls.data_facts(values, self.bank.captions) if issubclass(cls, Generator) else {}
+        names = {field.name for field in fields(cls.config_class)}
+        more = cls.data_facts(values, self.bank.captions) if issubclass(cls, Generator) else {}
+        return {name: value for name, value in facts.items() if name in names} | more
 
     def dataset(self, *, train: bool) -> Dataset:
         """The bank of the training pictures, or the tokens of the validation pictures."""
@@ -99,16 +119,19 @@ class GeneratorTask(Task):
     def loss(
         self, phase: str, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Negative log-likelihood a token, in nats."""
-        self._ids = batch["ids"]
-        out = self.wrapped["model"](
-            batch["ids"],
+        """The generator's own; its terms are the negative log-likelihood a token, in nats, where it has one."""
+        self._ids = batch.get("ids")
+        out = self._forward(self.wrapped["model"], batch, progress=step / max(1, self.config.steps))
+        return out["loss"], {name: out[name] for name in _TERMS if name in out}
+
+    def _forward(self, model: nn.Module, batch: dict[str, Any], *, progress: float) -> dict[str, Tensor]:
+        return model(
+            batch["latents"] if self.model.continuous else batch["ids"],
             self.model.training_condition(batch),
             lengths=batch["length"],
             sample_seeds=batch["sample_seed"],
-            progress=step / max(1, self.config.steps),
+            progress=progress,
         )
-        return out["loss"], {"nll_per_token": out["nll_per_token"]}
 
     def codebook_ids(self) -> Tensor | None:
         """Ids of the last micro batch."""
@@ -116,18 +139,36 @@ class GeneratorTask(Task):
 
     @torch.no_grad()
     def preview(self, batch: dict[str, Any], modules: dict[str, nn.Module]) -> Tensor | None:
-        """Eight samples of the classes of a batch."""
-        labels = batch["label"][:8].tolist()
-        tokens = modules["model"].generate(labels, seeds=list(range(len(labels)))).tokens
-        return torch.cat(list(self.tokenizer.decode(tokens)), dim=2)
+        """Samples of the classes or captions of eight items of a batch."""
+        few = {name: values[:_PREVIEW_IMAGES] for name, values in batch.items()}
+        seeds = list(range(len(few["label"])))
+        tokens = modules["model"].generate(modules["model"].sampling_condition(few), seeds=seeds).tokens
+        text = self.frozen["text"](few["caption"]) if "text" in self.frozen else None
+        return torch.cat(list(self.tokenizer.decode(tokens, condition=text)), dim=2)
 
     @torch.no_grad()
     def evaluate(self, modules: dict[str, nn.Module]) -> dict[str, float]:
-        """Negative log-likelihood a token on the validation pictures, in nats."""
+        """On the validation pictures: the negative log-likelihood a token in nats, or the loss of models that have none.
+
+        Models that do not write in order are asked for their loss, under masks and noise that are the same each time.
+        """
+        model = modules["model"]
         held_out: TokenDataset = self.dataset(train=False)
-        labels = held_out.labels[: len(held_out)]
-        scores = modules["model"].log_prob(held_out.tokens, labels)
-        return {"nll_per_token": float(-scores.sum() / held_out.tokens.lengths.sum())}
+        if model.autoregressive:
+            batch = self.collate([held_out[row] for row in range(len(held_out))])
+            scores = model.log_prob(held_out.tokens, model.sampling_condition(batch))
+            return {"nll_per_token": float(-scores.sum() / held_out.tokens.lengths.sum())}
+        totals: dict[str, float] = {}
+        with evaluating(model):
+            for start in range(0, len(held_out), self.config.batch_size):
+                rows = range(start, min(start + self.config.batch_size, len(held_out)))
+                batch = self.collate([held_out[row, stable_seed("evaluation", row)] for row in rows])
+                batch = {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
+                out = self._forward(model, batch, progress=1.0)
+                for name in ("loss", *_TERMS):
+                    if name in out:
+                        totals[name] = totals.get(name, 0.0) + float(out[name]) * len(rows)
+        return {name: total / len(held_out) for name, total in totals.items()}
 
     def export(self, folder: Path, modules: dict[str, nn.Module]) -> None:
         """``save_pretrained`` of the averaged generator."""
