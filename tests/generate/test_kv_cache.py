@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vistok.generate.kv_cache import KVCache
+from vistok.generate.kv_cache import KVCache, causal_attention
 
 
 def filled(rows: int = 3, length: int = 4) -> KVCache:
@@ -69,3 +69,40 @@ def test_mask_lets_new_positions_read_the_past_and_themselves():
     cache = filled(length=2)
     assert cache.mask(1) is None
     assert cache.mask(2).tolist() == [[True, True, True, False], [True, True, True, True]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_static_and_sliced_caches_give_the_same_attention(dtype):
+    """Chunks, a truncation, a reordering and a copy; what static caches read beyond their length does not count."""
+    torch.manual_seed(0)
+    sizes = {"num_layers": 1, "num_rows": 2, "num_heads": 2, "head_dim": 4, "max_length": 9, "dtype": dtype}
+    caches = [KVCache(**sizes, static=static) for static in (False, True)]
+    chunks = [torch.randn(3, 2, 2, n, 4) for n in (1, 3, 1, 2)]
+
+    def step(chunk: torch.Tensor) -> None:
+        outs = []
+        for cache in caches:
+            n = chunk.shape[3]
+            outs.append(causal_attention(*chunk, cache, mask=cache.mask(n)))
+            cache.advance(n)
+        torch.testing.assert_close(*outs, atol=1e-2 if dtype != torch.float32 else 1e-6, rtol=1e-2)
+
+    for chunk in chunks:
+        step(chunk)
+    for cache in caches:
+        cache.truncate(4)
+        cache.reorder(torch.tensor([1, 1]))
+    step(chunks[1])
+    caches = [cache.copy() for cache in caches]
+    step(chunks[0])
+    assert [cache.length for cache in caches] == [8, 8] and caches[1].positions(1).tolist() == [8]
+
+
+def test_what_belongs_to_rows_moves_with_them():
+    cache = filled()
+    cache.context["terms"] = torch.arange(3.0)
+    cache.reorder(torch.tensor([2, 2, 0]))
+    assert cache.context["terms"].tolist() == [2.0, 2.0, 0.0]
+    other = cache.copy()
+    cache.branch(2)
+    assert cache.context["terms"].tolist() == [2.0, 2.0, 2.0, 2.0, 0.0, 0.0] and len(other.context["terms"]) == 3

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vistok.errors import ConfigError, VistokError
-from vistok.generate.sampling import SamplingConfig, draw, filter_logits, row_noise, row_seeds, sample_logits
+from vistok.generate.sampling import (
+    SamplingConfig,
+    draw,
+    filter_logits,
+    row_noise,
+    row_seeds,
+    sample_logits,
+    sample_several,
+)
 
 logit_rows = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12).map(torch.tensor)
 
@@ -129,3 +137,35 @@ def test_guidance_keeps_to_its_window_and_starts_from_its_floor() -> None:
 def test_bad_guidance_schedules_are_refused(bad: dict) -> None:
     with pytest.raises(ConfigError, match="cfg_"):
         SamplingConfig(**bad)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_several_draws_follow_the_distribution(replacement):
+    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(20000, 3)
+    uniforms = torch.rand(20000, 2, generator=torch.Generator().manual_seed(0))
+    drawn = sample_several(logits, uniforms, SamplingConfig(), replacement=replacement)
+    pairs = drawn.indices[:, 0] * 3 + drawn.indices[:, 1]
+    share = torch.bincount(pairs, minlength=9).view(3, 3) / 20000
+    first = torch.tensor([0.5, 0.3, 0.2])
+    expected = first[:, None] * first
+    if not replacement:
+        expected = (first[:, None] * first / (1 - first[:, None])).fill_diagonal_(0.0)
+    torch.testing.assert_close(share, expected, atol=0.015, rtol=0.0)
+    torch.testing.assert_close(drawn.draw_log_probs, logits.gather(1, drawn.indices), atol=1e-5, rtol=1e-5)
+
+
+def test_several_greedy_draws_are_the_best_ones_best_first():
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    drawn = sample_several(logits, torch.zeros(1, 3), SamplingConfig(temperature=0.0), replacement=True)
+    assert drawn.indices.tolist() == [[1, 3, 2]]
+    guided = sample_several(
+        logits, torch.zeros(1, 2), SamplingConfig(temperature=0.0, cfg_scale=0.0), null_logits=-logits
+    )
+    assert guided.indices.tolist() == [[0, 2]]
+
+
+def test_more_different_draws_than_are_left_are_refused():
+    with pytest.raises(VistokError, match="fewer than the 3"):
+        sample_several(
+            torch.zeros(1, 5).cumsum(1) + torch.arange(5), torch.rand(1, 3), SamplingConfig(top_k=2), replacement=False
+        )

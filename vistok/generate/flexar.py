@@ -219,15 +219,15 @@ class FlexAR(SoftmaxGenerator):
         if config.text is None:
             names = {"num_classes": config.num_classes, "class_names": config.class_names, "title": self._title}
             return class_labels(condition, **names).to(self.device)
-        if isinstance(condition, (list, tuple)) and condition and all(isinstance(e, TextCondition) for e in condition):
-            condition = functools.reduce(TextCondition.cat, condition)
-        if not isinstance(condition, TextCondition):
-            captions = [condition] if isinstance(condition, str) or condition is None else list(condition)
-            if not captions or not all(isinstance(caption, str) or caption is None for caption in captions):
+        entries = condition if isinstance(condition, (list, tuple)) else [condition]
+        if entries and all(isinstance(entry, TextCondition) for entry in entries):
+            condition = functools.reduce(TextCondition.cat, entries)
+        else:
+            if not entries or not all(isinstance(entry, str) or entry is None for entry in entries):
                 raise VistokError(
                     f"{self._title} takes captions, or their features as a vistok.generate.TextCondition; got {condition!r}"
                 )
-            condition = TextCondition(*self._read_captions([caption or "" for caption in captions]))
+            condition = TextCondition(*self._read_captions([entry or "" for entry in entries]))
         if condition.hidden.shape[-1] != config.text.width:
             raise VistokError(
                 f"{self._title} reads states of width {config.text.width}, of {config.text.model}; "
@@ -314,7 +314,7 @@ class FlexAR(SoftmaxGenerator):
 
     def _embed_start(self, condition: Any) -> Tensor:
         """The start [B, 1, D], with its class where there is one."""
-        x = self.start_embed.expand(len(condition), 1, -1)
+        x = self.start_embed.repeat(len(condition), 1, 1)  # of the strides of any later input
         if self.class_embed is None:
             return x
         classes = self.class_embed(condition.clamp_min(0)) * (condition >= 0)[:, None]

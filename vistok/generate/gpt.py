@@ -146,12 +146,16 @@ class GptBlock(nn.Module):
             cache: what is before ``x``, at this ``layer``; ``mask`` is its mask.
         """
         if terms is None:
-            x = x + self.dropout(self._attend(self.norm1(x), rotations, cache, layer, mask))
-            return x + self.dropout(self.mlp(self.norm2(x)))
+            x = x + self._drop(self._attend(self.norm1(x), rotations, cache, layer, mask))
+            return x + self._drop(self.mlp(self.norm2(x)))
         shift1, scale1, gate1, shift2, scale2, gate2 = terms[:, :, None].unbind(1)  # [B, 1, D] each
         update = self._attend(self.norm1(x) * (1 + scale1) + shift1, rotations, cache, layer, mask)
-        x = x + gate1 * self.dropout(update)
-        return x + gate2 * self.dropout(self.mlp(self.norm2(x) * (1 + scale2) + shift2))
+        x = x + gate1 * self._drop(update)
+        return x + gate2 * self._drop(self.mlp(self.norm2(x) * (1 + scale2) + shift2))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """Dropout that costs no call where a token is generated."""
+        return self.dropout(x) if self.training else x
 
     def _attend(
         self, x: Tensor, rotations: Tensor | None, cache: KVCache | None, layer: int, mask: Tensor | None
