@@ -31,6 +31,9 @@ KINDS = {
     "gaussian": replace(BASE, quantizer="gaussian"),
     "fsq_ordered": replace(BASE, quantizer="fsq", levels=(4, 3, 5, 2), tail_drop="uniform"),
     "fsq_linear": replace(BASE, quantizer="fsq", levels=(8, 8, 8, 8), tail_drop="log_uniform", init="linear"),
+    "fsq_progressive": replace(
+        BASE, quantizer="fsq", levels=(8, 8, 8, 8), num_tokens=24, tail_drop="log_uniform", init="progressive"
+    ),
     "maskgit_vqgan": VQGAN,
 }
 
@@ -40,7 +43,7 @@ def make(kind: str) -> Tokenizer:
     torch.manual_seed(0)
     config = KINDS[kind]
     model = MaskGitVqgan(config) if isinstance(config, MaskGitVqganConfig) else TiTok(config)
-    if kind == "fsq_linear":
+    if getattr(config, "init", "random") != "random":
         model.fit_linear(pictures(24, seed=5))
     return model.eval()
 

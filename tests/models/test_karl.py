@@ -44,6 +44,9 @@ KINDS = {
     "linear": replace(
         BASE, base="pixels", quantizer="fsq", levels=(8, 8, 8, 8), code_dim=4, kept="prefix", init="linear"
     ),
+    "progressive": replace(
+        BASE, base="pixels", quantizer="fsq", levels=(8, 8, 8, 8), code_dim=4, kept="prefix", init="progressive"
+    ),
 }
 
 
@@ -56,7 +59,7 @@ def make(kind: str) -> Karl:
     """A model with fresh weights, except that it halts at random places which depend on the picture and the condition."""
     torch.manual_seed(0)
     model = Karl(KINDS[kind])
-    if kind == "linear":
+    if KINDS[kind].init != "random":
         model.fit_linear(pictures(24, seed=5))
     with torch.no_grad():
         for parameter in (model.encoder.latent_tokens, model.encoder.conditions, model.decoder.latent_pos_embed):

@@ -17,6 +17,13 @@ _TINY = {
     "head": "pixels",
     "init": "linear",
 }
+_SHIPPED = {
+    "image_size": 64,
+    "quantizer": "fsq",
+    "code_dim": 4,
+    "levels": [8, 8, 8, 8],
+    "init": "progressive",
+}
 
 CARDS = (
     ModelCard(
@@ -82,6 +89,50 @@ CARDS = (
         paper="KARL (arXiv:2507.07995) with FSQ (arXiv:2309.15505) on pixels",
         notes="as many tokens as a wanted error needs; no weights are shipped: `vistok train configs/karl/tiny.yaml` makes "
         "them in minutes",
+    ),
+    ModelCard(
+        name="vistok_ordered",
+        family="titok",
+        config=_SHIPPED
+        | {
+            "decoder_patch_size": 8,
+            "decoder": {"width": 192, "depth": 6, "num_heads": 6},
+            "num_tokens": 256,
+            "tail_drop": "log_uniform",
+        },
+        licence="Apache-2.0",
+        preprocessing=_PREPROCESSING,
+        paper="TiTok's decoder (arXiv:2406.07550) and One-D-Piece's tail drop (arXiv:2501.10064) over a progressive linear code",
+        notes="ordered: any of the first 1 to 256 tokens are a picture",
+    ),
+    ModelCard(
+        name="vistok_adaptive",
+        family="karl",
+        config=_SHIPPED
+        | {
+            "patch_size": 16,
+            "base": "pixels",
+            "encoder": {"width": 128, "depth": 2, "num_heads": 4},
+            "decoder": {"width": 128, "depth": 4, "num_heads": 4},
+            "num_tokens": 128,
+            "budget": 128,
+            "train_counts": [1, 128, 1],
+            "kept": "prefix",
+        },
+        licence="Apache-2.0",
+        preprocessing=_PREPROCESSING,
+        paper="KARL (arXiv:2507.07995) over a progressive linear code",
+        notes="as many tokens, 0 to 128, as a wanted error needs, found in one pass",
+    ),
+    ModelCard(
+        name="vistok_writer",
+        family="digit_ar",
+        kind="generator",
+        config={"num_tokens": 64, "width": 160, "depth": 5, "num_heads": 5, "max_words": 1024, "dropout": 0.1},
+        sampling={"cfg_scale": 1.5},
+        licence="Apache-2.0",
+        tokenizer="vistok_ordered",
+        notes="emoji from a category or a text: the first 64 tokens",
     ),
     ModelCard(
         name="digit_ar_tiny.emoji",

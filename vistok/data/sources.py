@@ -125,6 +125,7 @@ def open_source(spec: str, *, split: Split = "all") -> ImageSource:
               timm's reader ([data] extra).
             - ``npz:FILE``: a batch of samples, ``arr_0`` uint8 [N, H, W, 3], as ``vistok generate`` and ADM write it.
             - ``random:COUNT``: made-up smooth pictures, for dry runs.
+            - several of them: ``emoji: + 4*photos:``, where a number repeats a part in training.
         split: the embedded and random sets hold out about a tenth as ``val``. A folder has the
             parts ``PATH/train`` and ``PATH/val`` if they exist, else it is all one. Shards are
             always all one.
@@ -135,6 +136,10 @@ def open_source(spec: str, *, split: Split = "all") -> ImageSource:
     """
     if split not in get_args(Split):
         raise DataError(f"a split is one of {', '.join(get_args(Split))}; got {split!r}")
+    if " + " in spec:
+        from vistok.data import mixed
+
+        return mixed.open_spec(spec, split)
     prefix, colon, rest = spec.partition(":")
     if not colon or prefix not in _FORMS:
         forms = "\n".join(f"  {form}  as in  {example!r}" for _, form, example in _FORMS.values())

@@ -55,8 +55,9 @@ class LinearCodec(nn.Module):
         coefficients = (images.flatten(1) - self.mean) @ self.basis.t() / self.scale
         return coefficients.unflatten(1, (self.num_tokens, self.code_dim))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """The first L tokens [B, L, C] -> [B, 3, H, W]."""
+    def decode(self, latents: Tensor, *, kept: Tensor | None = None) -> Tensor:
+        """The first L tokens [B, L, C], or those of them that are ``kept`` ([B, L], 1 or 0) -> [B, 3, H, W]."""
+        latents = latents if kept is None else latents * kept[..., None]
         flat = latents.flatten(1)
         count = flat.shape[1]
         pixels = self.mean + (flat * self.scale[:count]) @ self.basis[:count]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from vistok.errors import ConfigError, VistokError
 from vistok.layers.linear_codec import LinearCodec
+from vistok.layers.progressive_codec import ProgressiveCodec
 from vistok.layers.transformer import Transformer
 from vistok.models.adaptive import AdaptiveTokenizer
 from vistok.models.grid_base import BaseKind, check_base
@@ -92,7 +93,8 @@ class KarlConfig:
         kept: ``any`` tokens may be deleted, or those of a tail only: ``prefix`` (house).
         mixed_masks: in training, masks mixed among the images of a batch as in the published code.
         init: ``random``, or ``linear`` (house): a frozen linear codec lies under the transformers, which learn what it
-            misses, and its errors with ever more tokens lie under the halting predictions. Call ``fit_linear`` with training images before training.
+            misses, and its errors with ever more tokens lie under the halting predictions; ``progressive`` (house): the same
+            with a better codec, which makes the tokens alone. Call ``fit_linear`` with training images before training.
     """
 
     image_size: int = 256
@@ -113,7 +115,7 @@ class KarlConfig:
     code_dim: int = 12
     kept: Literal["any", "prefix"] = "any"
     mixed_masks: bool = False
-    init: Literal["random", "linear"] = "random"
+    init: Literal["random", "linear", "progressive"] = "random"
 
     def __post_init__(self) -> None:
         check_base(self.base, self.image_size, self.patch_size, self.vqgan, self.kl, self.encoder.width)
@@ -121,8 +123,10 @@ class KarlConfig:
             raise ConfigError("codebook_size and code_dim are at least 1")
         if self.quantizer == "fsq" and len(self.levels) != self.code_dim:
             raise ConfigError(f"fsq takes one level count a channel: code_dim is {self.code_dim}, levels {self.levels}")
-        if self.init == "linear" and (self.base, self.quantizer, self.kept) != ("pixels", "fsq", "prefix"):
-            raise ConfigError("init: linear goes with base: pixels, quantizer: fsq and kept: prefix")
+        if self.init != "random" and (self.base, self.quantizer, self.kept) != ("pixels", "fsq", "prefix"):
+            raise ConfigError(f"init: {self.init} goes with base: pixels, quantizer: fsq and kept: prefix")
+        if self.init == "progressive" and len(set(self.levels)) != 1:
+            raise ConfigError(f"init: progressive goes with one number of levels, got {self.levels}")
         if not 1 <= self.budget <= self.num_tokens:
             raise ConfigError(f"budget lies in 1..num_tokens ({self.num_tokens}), got {self.budget}")
         low, high, step = self.train_counts
@@ -254,8 +258,9 @@ class Karl(AdaptiveTokenizer):
         )
         self.norm_halting = nn.LayerNorm(width)
         self.halting_head = nn.Sequential(nn.Linear(width, _HALTING_WIDTH), nn.Tanh(), nn.Linear(_HALTING_WIDTH, 1))
-        self.norm_latents = nn.LayerNorm(width)
-        self.to_latents = nn.Linear(width, config.code_dim)
+        if config.init != "progressive":
+            self.norm_latents = nn.LayerNorm(width)
+            self.to_latents = nn.Linear(width, config.code_dim)
         self.quantizer: VectorQuantizer | FiniteScalarQuantizer | None = None
         if config.quantizer == "fsq":
             self.quantizer = FiniteScalarQuantizer(config.levels)
@@ -268,8 +273,9 @@ class Karl(AdaptiveTokenizer):
             out_dim=base.out_channels,
             size=config.decoder,
         )
-        if config.init == "linear":
-            self.linear = LinearCodec(config.image_size, config.num_tokens, config.code_dim)
+        if self._is_linear:
+            sizes = (config.image_size, config.num_tokens, config.code_dim)
+            self.linear = LinearCodec(*sizes) if config.init == "linear" else ProgressiveCodec(*sizes, config.levels[0])
             self.linear_embed = nn.Conv2d(3, config.decoder.width, config.patch_size, stride=config.patch_size)
             self.linear_halting_gain = nn.Parameter(torch.tensor(_HALTING_GAIN))
             self.linear_halting_bias = nn.Parameter(torch.tensor(_HALTING_BIAS))
@@ -388,7 +394,9 @@ class Karl(AdaptiveTokenizer):
         return kept
 
     def latents(self, hidden: Tensor, images: Tensor | None = None) -> Tensor:
-        """Encoder outputs [B, T, D] (and their images, for ``init: linear``) -> latents before quantisation [B, T, C]."""
+        """Encoder outputs [B, T, D] (and their images, unless ``init: random``) -> latents before quantisation [B, T, C]."""
+        if self.config.init == "progressive":
+            return self.linear.encode(images)[:, : hidden.shape[1]]
         latents = self.to_latents(self.norm_latents(hidden))
         return latents + self.linear.encode(images)[:, : hidden.shape[1]] if self._is_linear else latents
 
@@ -455,15 +463,14 @@ class Karl(AdaptiveTokenizer):
         if not self._is_linear:
             out = self.decoder(latents, **options)
             return out, self.base.decode(out)
-        # A sum of components: without a token is with zeros for it.
-        pixels = self.linear.decode(latents if kept is None else latents * kept[..., None])
+        pixels = self.linear.decode(latents, kept=kept)
         out = self.decoder(latents, **options, grid=self.linear_embed(pixels).flatten(2).transpose(1, 2))
         return out, self.base.decode(out) + pixels
 
     def fit_linear(self, images: Tensor) -> None:
-        """Start ``init: linear`` from training images [M, 3, H, W] in [0, 1]: their principal components."""
+        """Start ``init: linear`` or ``progressive`` from training images [M, 3, H, W] in [0, 1]: their principal components."""
         if not self._is_linear:
-            raise VistokError("fit_linear is for models with init: linear")
+            raise VistokError("fit_linear is for models with init: linear or progressive")
         self.linear.fit(images)
 
     def check_tokens(self, tokens: Tokens) -> None:
@@ -567,7 +574,7 @@ class Karl(AdaptiveTokenizer):
 
     @property
     def _is_linear(self) -> bool:
-        return self.config.init == "linear"
+        return self.config.init != "random"
 
     def _checked_count(self, count: Any) -> int:
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= self.num_tokens:
@@ -587,7 +594,13 @@ class Karl(AdaptiveTokenizer):
     def _init_weights(self) -> None:
         """As ``_init_normal``, and a condition is its own value."""
         self._init_normal(
-            (self.encoder, self.halting_head, self.to_latents, self.decoder), tokens=(self.encoder, self.decoder)
+            (
+                self.encoder,
+                self.halting_head,
+                *([] if self.config.init == "progressive" else [self.to_latents]),
+                self.decoder,
+            ),
+            tokens=(self.encoder, self.decoder),
         )
         for row, error in enumerate(ERRORS):
             nn.init.constant_(self.encoder.conditions[row], error)
@@ -597,7 +610,8 @@ class Karl(AdaptiveTokenizer):
             for name, module in self.named_modules():
                 if isinstance(module, nn.Linear) and ".blocks." in name:  # 0.02 is far too little at small widths
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            for head in (self.to_latents, self.decoder.head[2], self.halting_head[2]):
+            heads = () if self.config.init == "progressive" else (self.to_latents,)
+            for head in (*heads, self.decoder.head[2], self.halting_head[2]):
                 nn.init.zeros_(head.weight)
             for embed in (self.decoder.latent_embed, self.linear_embed):
                 nn.init.normal_(embed.weight, std=0.5 * embed.weight[0].numel() ** -0.5)

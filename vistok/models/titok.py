@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError, VistokError, nearest
 from vistok.layers.latent_transformer import LatentDecoder, LatentQueryEncoder
 from vistok.layers.linear_codec import LinearCodec
+from vistok.layers.progressive_codec import ProgressiveCodec
 from vistok.models.base import Tokenizer
 from vistok.models.maskgit_vqgan import MaskGitVqgan, MaskGitVqganConfig, make_pixel_decoder
 from vistok.quantizers import DiagonalGaussian, FiniteScalarQuantizer, GaussianBottleneck, VectorQuantizer
@@ -78,7 +79,9 @@ class TiTokConfig:
         vqgan: the proxy's sizes, for the heads ``proxy`` and ``vqgan``.
         text_length, text_dim: positions and channels of the text features of TA-TiTok; 0 for none.
         tail_drop: ``none``, ``uniform`` (One-D-Piece) or ``log_uniform`` (house; half of the steps at full length).
-        init: ``random``, or ``linear`` (call ``fit_linear`` with training images before training).
+        init: ``random``; or (house; call ``fit_linear`` with training images before training) ``linear``, where a frozen
+            linear codec lies under both transformers; or ``progressive``, where a better one makes the tokens alone, without
+            an encoder, and lies under the decoder.
     """
 
     image_size: int = 256
@@ -100,7 +103,7 @@ class TiTokConfig:
     text_length: int = 0
     text_dim: int = 768
     tail_drop: Literal["none", "uniform", "log_uniform"] = "none"
-    init: Literal["random", "linear"] = "random"
+    init: Literal["random", "linear", "progressive"] = "random"
 
     def __post_init__(self) -> None:
         for key in ("image_size", "patch_size", "decoder_patch_size", "num_tokens", "code_dim", "codebook_size"):
@@ -120,8 +123,12 @@ class TiTokConfig:
             )
         if self.quantizer == "fsq" and len(self.levels) != self.code_dim:
             raise ConfigError(f"fsq takes one level count a channel: code_dim is {self.code_dim}, levels {self.levels}")
-        if self.init == "linear" and (self.head != "pixels" or self.quantizer == "gaussian" or self.legacy_layout):
-            raise ConfigError("init: linear goes with head: pixels, a discrete quantizer and the new layout")
+        if self.init != "random" and (self.head != "pixels" or self.quantizer == "gaussian" or self.legacy_layout):
+            raise ConfigError(f"init: {self.init} goes with head: pixels, a discrete quantizer and the new layout")
+        if self.init == "progressive" and (self.quantizer != "fsq" or len(set(self.levels)) != 1):
+            raise ConfigError(
+                f"init: progressive goes with fsq of one number of levels, got {self.quantizer} {self.levels}"
+            )
 
     def size(self, side: Literal["encoder", "decoder"]) -> TransformerSize:
         """The transformer's size of one side."""
@@ -143,16 +150,17 @@ class TiTok(Tokenizer):
         super().__init__(config)
         enc, dec = config.size("encoder"), config.size("decoder")
         self.grid_size = config.image_size // config.decoder_patch_size
-        self.encoder = LatentQueryEncoder(
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            num_latents=config.num_tokens,
-            width=enc.width,
-            depth=enc.depth,
-            num_heads=enc.num_heads,
-        )
-        moments = 2 if config.quantizer == "gaussian" else 1
-        self.to_latents = nn.Linear(enc.width, moments * config.code_dim)
+        if config.init != "progressive":
+            self.encoder = LatentQueryEncoder(
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+                num_latents=config.num_tokens,
+                width=enc.width,
+                depth=enc.depth,
+                num_heads=enc.num_heads,
+            )
+            moments = 2 if config.quantizer == "gaussian" else 1
+            self.to_latents = nn.Linear(enc.width, moments * config.code_dim)
         self.quantizer = _make_quantizer(config)
         self.decoder = LatentDecoder(
             grid_size=self.grid_size,
@@ -175,9 +183,10 @@ class TiTok(Tokenizer):
         if config.head == "vqgan":
             self.pixel_codebook = nn.Parameter(torch.empty(config.vqgan.codebook_size, config.vqgan.code_dim))
             self.pixel_decoder = make_pixel_decoder(config.vqgan)
-        if config.init == "linear":
+        if config.init != "random":
             patch = config.decoder_patch_size
-            self.linear = LinearCodec(config.image_size, config.num_tokens, config.code_dim)
+            sizes = (config.image_size, config.num_tokens, config.code_dim)
+            self.linear = LinearCodec(*sizes) if config.init == "linear" else ProgressiveCodec(*sizes, config.levels[0])
             self.linear_embed = nn.Conv2d(3, dec.width, kernel_size=patch, stride=patch)
         self._encoder_frozen = False
         self._init_weights()
@@ -214,6 +223,8 @@ class TiTok(Tokenizer):
 
     def encode_latents(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] to latents before quantisation [B, N, C] (moments [B, N, 2C] if gaussian)."""
+        if self.config.init == "progressive":
+            return self.linear.encode(images)
         hidden = self.encoder(images)  # [B, N, D]
         if self.config.legacy_layout:
             # Memory read as [D, N] without a transposition, as the published weights expect.
@@ -244,7 +255,7 @@ class TiTok(Tokenizer):
         """
         self._check_text(text, len(latents))
         latents = latents.to(self.dtype)
-        linear = self.linear.decode(latents) if self.config.init == "linear" else None
+        linear = self.linear.decode(latents) if self.config.init != "random" else None
         grid = None if linear is None else self.linear_embed(linear).flatten(2).transpose(1, 2)
         hidden = self.decoder(latents, text=text, grid=grid)  # [B, h*w, D]
         if self.config.head != "pixels":
@@ -340,7 +351,7 @@ class TiTok(Tokenizer):
     def freeze_encoder(self) -> None:
         """Train the decoding half alone: encoder, queries and quantizer stay as they are (stage 2)."""
         self._encoder_frozen = True
-        for module in (self.encoder, self.to_latents, self.quantizer):
+        for module in self._encoding_half():
             module.requires_grad_(False)
         self.train(self.training)
 
@@ -348,9 +359,13 @@ class TiTok(Tokenizer):
         """Set training mode; a frozen encoding half stays in evaluation mode."""
         super().train(mode)
         if self._encoder_frozen:
-            for module in (self.encoder, self.to_latents, self.quantizer):
+            for module in self._encoding_half():
                 module.eval()
         return self
+
+    def _encoding_half(self) -> tuple[nn.Module, ...]:
+        networks = () if self.config.init == "progressive" else (self.encoder, self.to_latents)
+        return (*networks, self.quantizer)
 
     def with_pixel_decoder(self, vqgan: MaskGitVqgan) -> TiTok:
         """A stage-2 model from this stage-1 model and MaskGIT-VQGAN's decoder and codes; the weights are copied."""
@@ -366,9 +381,9 @@ class TiTok(Tokenizer):
         return full.train(self.training)
 
     def fit_linear(self, images: Tensor) -> None:
-        """Start ``init: linear`` from training images [M, 3, H, W] in [0, 1]: their principal components."""
-        if self.config.init != "linear":
-            raise VistokError("fit_linear is for models with init: linear")
+        """Start ``init: linear`` or ``progressive`` from training images [M, 3, H, W] in [0, 1]: their principal components."""
+        if self.config.init == "random":
+            raise VistokError("fit_linear is for models with init: linear or progressive")
         self.linear.fit(images)
 
     def draw_length(self, generator: torch.Generator | None) -> int:
@@ -403,19 +418,21 @@ class TiTok(Tokenizer):
                     nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for side in (self.encoder, self.decoder):
+        sides = (self.decoder,) if self.config.init == "progressive" else (self.encoder, self.decoder)
+        for side in sides:
             for _, parameter in side.named_parameters(recurse=False):
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         if self.config.head == "vqgan":
             nn.init.trunc_normal_(self.pixel_codebook, std=0.02)
-        if self.config.init == "linear":
+        if self.config.init != "random":
             # The transformers start as "add nothing"; what feeds tokens into the decoder must not
             # start small, or the gradient that would order them never arrives.
             for name, module in self.named_modules():
                 if isinstance(module, nn.Linear) and ".blocks." in name:  # 0.02 is far too little at small widths
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            for head in (self.to_latents, self.to_patches):
-                nn.init.zeros_(head.weight)
+            nn.init.zeros_(self.to_patches.weight)
+            if self.config.init == "linear":
+                nn.init.zeros_(self.to_latents.weight)
             nn.init.dirac_(self.conv_out.weight)
             for embed in (self.decoder.latent_embed, self.linear_embed):
                 fan_in = embed.weight[0].numel()

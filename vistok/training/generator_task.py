@@ -80,6 +80,7 @@ class GeneratorTask(Task):
                 f"{self.loss_config.tokenizer} makes {kinds[self.tokenizer.continuous]}, and this "
                 f"{self.model.family} wants {kinds[self.model.continuous]}"
             )
+        self._cut(self.bank)
         if config.init_from:
             self.model.load_weights(from_pretrained(config.init_from).state_dict(), where=config.init_from)
         self.modules["model"] = self.model
@@ -106,7 +107,19 @@ class GeneratorTask(Task):
         if train:
             return self.bank
         images = open_dataset(self.config.data, train=False, image_size=self.tokenizer.image_size)
-        return tokenize_images(self.tokenizer, images)
+        bank = tokenize_images(self.tokenizer, images)
+        self._cut(bank)
+        return bank
+
+    def _cut(self, bank: TokenDataset) -> None:
+        """Keep of every row what the generator writes: the first tokens, where it is shorter than an ordered tokenizer."""
+        count, of = self.model.num_tokens, self.tokenizer.num_tokens
+        if count < of and not (self.tokenizer.ordered or self.tokenizer.adaptive):
+            raise ConfigError(
+                f"the generator writes {count} of the {of} tokens of {self.loss_config.tokenizer}, which decodes no fewer than all; "
+                "leave model.num_tokens away"
+            )
+        bank.tokens = bank.tokens.truncate(count)
 
     def collate(self, items: list[Any]) -> dict[str, Any]:
         """torch's default."""
