@@ -58,9 +58,7 @@ def create_model(
     if pretrained is not False:
         if changes:
             raise VistokError(f"pretrained weights fix the configuration; drop {', '.join(changes)} or pretrained")
-        where = pretrained if pretrained is not True else card.hub_id or card.file
-        if not where:
-            raise VistokError(f"no weights of {name} are published; {card.notes or 'train it'}")
+        where = name if pretrained is True else pretrained
         model = from_pretrained(where, device=device, dtype=dtype)
         if model.family != card.family:
             raise CheckpointError(f"{where} holds a {model.family}, and {name} is a {card.family}")
@@ -92,13 +90,18 @@ def from_pretrained(
         where: what to load; existing paths come first, then registered names, then the hub
             (``owner/name``, or ``owner/name:file``).
         config: the published configuration of a file that has none beside it or inside it.
-        device, dtype: where to and as what.
+        device, dtype: where to and as what; None keeps the weights' own type, and gives fp32 for what comes with vistok.
         inference_only: leave out tensors that only training uses and whose layout vistok does not know.
     Raises:
         CheckpointError: not found, not readable, no known layout, or tensors that do not fit.
     """
     path = Path(where)
-    if not path.exists():
+    if not path.exists() and str(where) in cards() and get_card(str(where)).embedded:
+        from vistok.data.assets import asset_path
+
+        path = asset_path(f"weights/{where}")
+        dtype = dtype or torch.float32  # kept at half precision, which not every device computes in
+    elif not path.exists():
         path, config = _fetch(str(where), config)
     weights = _weights_in(path) if path.is_dir() else path
     if config is None:

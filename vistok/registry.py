@@ -63,6 +63,7 @@ class ModelCard:
         kind: ``tokenizer`` or ``generator``.
         hub_id: repository on the Hugging Face hub, "" if unpublished.
         file: a single file, ``repository:file``, where it is published that way too.
+        embedded: its weights come with vistok, in ``assets/weights/NAME``.
         licence: of the weights, as far as known.
         preprocessing: how its evaluation prepares images.
         metrics: published numbers by name.
@@ -78,6 +79,7 @@ class ModelCard:
     kind: str = "tokenizer"
     hub_id: str = ""
     file: str = ""
+    embedded: bool = False
     licence: str = ""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -150,5 +152,6 @@ def markdown_table(*, kind: str = "tokenizer") -> str:
         card = get_card(name)
         numbers = ", ".join(f"{_METRIC_NAMES.get(key, key)} {value:g}" for key, value in card.metrics.items())
         weights = f"`{card.hub_id or card.file}`" if card.hub_id or card.file else "none; trains from its configuration"
+        weights = "come with vistok" if card.embedded else weights
         lines.append(f"| `{name}` | {card.paper.split(' with ')[0]} | {numbers or '-'} | {weights} |")
     return "\n".join(lines) + "\n"

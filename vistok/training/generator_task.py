@@ -100,6 +100,8 @@ class GeneratorTask(Task):
         values = {**(card.config if card is not None else {}), **spec}
         names = {field.name for field in fields(cls.config_class)}
         more = cls.data_facts(values, self.bank.captions) if issubclass(cls, Generator) else {}
+        if "num_tokens" in values:  # a generator may write the first tokens only
+            more["num_tokens"] = min(values["num_tokens"], facts["num_tokens"])
         return {name: value for name, value in facts.items() if name in names} | more
 
     def dataset(self, *, train: bool) -> Dataset:
