@@ -29,6 +29,7 @@ FAMILIES = MappingProxyType(
         "alit": "vistok.models.alit:Alit",
         "digit_ar": "vistok.generate.ar:DigitAR",
         "gpt": "vistok.generate.gpt:Gpt",
+        "rar": "vistok.generate.rar:Rar",
         "maskgen": "vistok.generate.maskgen:MaskGen",
         "flexar": "vistok.generate.flexar:FlexAR",
     }

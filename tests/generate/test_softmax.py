@@ -18,6 +18,7 @@ from vistok.generate.autoregressive import Rollout
 from vistok.generate.flexar import FlexAR, FlexARConfig, FlexARSampling, TextConfig
 from vistok.generate.flexar_blocks import AttentionConfig, NormConfig
 from vistok.generate.gpt import Gpt, GptConfig
+from vistok.generate.rar import Rar, RarConfig
 from vistok.generate.sampling import SamplingConfig
 from vistok.generate.softmax import SoftmaxGenerator
 from vistok.generate.text import TextCondition
@@ -42,6 +43,8 @@ KINDS: dict[str, Any] = {
     "gpt": GptConfig(**_GPT),
     "gpt_rotary": GptConfig(**_GPT, positions="rotary_2d"),
     "gpt_modulated": GptConfig(**_GPT, modulated=True, qk_norm=True),
+    "rar": RarConfig(**_GPT),
+    "rar_spare": RarConfig(**_GPT, spare_positions=5, spare_slots=91, anneal_start=0.2, anneal_end=0.4),
     "flexar_class": FlexARConfig(**_FLEX, num_classes=CLASSES, mlp="swiglu", hidden_width=40),
     "flexar_text": FlexARConfig(**_FLEX, text=TextConfig(width=WORDS, length=6), reading=AttentionConfig(num_heads=4)),
     "flexar_text_all": FlexARConfig(
@@ -58,11 +61,14 @@ KINDS: dict[str, Any] = {
 }
 
 
+CLASSES_OF = {GptConfig: Gpt, RarConfig: Rar, FlexARConfig: FlexAR}
+
+
 def make(kind: str, seed: int = 0) -> SoftmaxGenerator:
     """A tiny one with weights that are all random, so that nothing that starts at zero hides."""
     torch.manual_seed(seed)
     config = KINDS[kind]
-    model = (Gpt if isinstance(config, GptConfig) else FlexAR)(config).eval()
+    model = CLASSES_OF[type(config)](config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -259,7 +265,7 @@ def test_gradient_checkpointing_changes_nothing(kind):
         model.set_gradient_checkpointing(enabled)
         model.zero_grad()
         model(ids_of(4), condition, sample_seeds=torch.arange(4))["loss"].backward()
-        grads.append(model.token_embed.weight.grad.clone())
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters()})
     torch.testing.assert_close(*grads)
 
 

@@ -109,6 +109,8 @@ def _masked(
 
 
 def _rar(size: str, scale: float, power: float, temperature: float, gfid: float) -> ModelCard:
+    sizes = {"b": (768, 24, 3072), "l": (1024, 24, 4096), "xl": (1280, 32, 5120), "xxl": (1408, 40, 6144)}
+    width, depth, hidden_width = sizes[size]
     return ModelCard(
         name=f"rar_{size}.imagenet",
         family="rar",
@@ -116,7 +118,14 @@ def _rar(size: str, scale: float, power: float, temperature: float, gfid: float)
         file=f"yucornetto/RAR:rar_{size}.bin",
         licence=_LICENCE,
         metrics={"gfid": gfid},
-        sampling={"cfg_scale": scale, "cfg_power": power, "temperature": temperature},
+        config={"width": width, "depth": depth, "hidden_width": hidden_width}
+        | {"spare_positions": 1022, "spare_slots": 98},
+        sampling={
+            "cfg_scale": scale,
+            "cfg_schedule": "power_cosine",
+            "cfg_power": power,
+            "temperature": temperature,
+        },
         tokenizer="maskgit_vqgan.imagenet",
         paper=_RAR_PAPER,
     )
@@ -186,6 +195,28 @@ CARDS = (
     _rar("l", 15.5, 2.5, 1.02, 1.70),
     _rar("xl", 6.9, 1.5, 1.02, 1.50),
     _rar("xxl", 8.0, 1.2, 1.02, 1.48),
+    ModelCard(
+        name="rar_tiny.emoji",
+        family="rar",
+        kind="generator",
+        config={
+            "codebook_size": [8, 8, 8, 8],
+            "num_tokens": 32,
+            "num_classes": 10,
+            "width": 128,
+            "depth": 4,
+            "num_heads": 4,
+            "hidden_width": 512,
+            "init": "local",
+            "dropout": 0.0,
+            "anneal_start": 0.1,
+            "anneal_end": 0.3,
+        },
+        licence="Apache-2.0",
+        tokenizer="titok_tiny_32.emoji",
+        paper=_RAR_PAPER,
+        notes="no weights are shipped: `vistok train configs/rar/tiny.yaml` makes them in minutes",
+    ),
     _maskgen("l", "vq", 7.74, 0.53),
     _maskgen("xl", "vq", 7.51, 0.57),
     _maskgen("l", "kl", 7.24, 0.52),

@@ -23,6 +23,7 @@ def sources() -> tuple[Source, ...]:
     from vistok.convert.ldm_kl import LDM_KL, MAGE_VQGAN
     from vistok.convert.maskgen import MASKGEN_KL, MASKGEN_VQ
     from vistok.convert.maskgit_vqgan import MASKGIT_VQGAN
+    from vistok.convert.rar import RAR
     from vistok.convert.titok import TITOK
 
     # More particular layouts first: MaskGIT-VQGAN's names are part of GigaTok's. A family is written in its first layout.
@@ -41,6 +42,7 @@ def sources() -> tuple[Source, ...]:
         FLEXAR,
         MASKGEN_VQ,
         MASKGEN_KL,
+        RAR,
     )
 
 

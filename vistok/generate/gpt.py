@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vistok.errors import ConfigError
-from vistok.generate.base import class_labels, evaluating
+from vistok.generate.base import evaluating
+from vistok.generate.class_conditions import ClassConditions
 from vistok.generate.kv_cache import KVCache, causal_attention
 from vistok.generate.sampling import SamplingConfig
 from vistok.generate.softmax import SoftmaxGenerator
@@ -170,7 +171,7 @@ class GptBlock(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
-class Gpt(SoftmaxGenerator):
+class Gpt(ClassConditions, SoftmaxGenerator):
     """A class-conditional causal transformer with one softmax over all ids."""
 
     family = "gpt"
@@ -211,27 +212,6 @@ class Gpt(SoftmaxGenerator):
                 ):  # so that the stream keeps its size whatever the depth
                     std /= math.sqrt(2 * self.config.depth)
                 nn.init.normal_(parameter, std=std if local else _INIT_STD)
-
-    @property
-    def conditional(self) -> bool:
-        return self.config.num_classes > 0
-
-    def encode_condition(self, condition: Any) -> Tensor:
-        """Class numbers or names, one or many -> int64 [B]; None and -1 are the null class, returned as -1."""
-        config = self.config
-        labels = class_labels(
-            condition, num_classes=config.num_classes, class_names=config.class_names, title=self._title
-        )
-        return labels.to(self.device)
-
-    def null_condition(self, condition: Tensor) -> Tensor:
-        return torch.full_like(condition, -1)
-
-    def join_conditions(self, first: Tensor, second: Tensor) -> Tensor:
-        return torch.cat([first, second])
-
-    def hide_conditions(self, condition: Tensor, hidden: Tensor) -> Tensor:
-        return condition.masked_fill(hidden, -1)
 
     def progress(self, position: int) -> float:
         """0 at the first token, 1 at the last, as the published schedules count."""

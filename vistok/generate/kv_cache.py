@@ -7,6 +7,8 @@ pass of one token is the same program at every position, for CUDA graphs and ``t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +30,7 @@ class KVCache:
         keys, values: [layers, B, heads, max_length, head_dim]; only the first ``length`` positions count.
         length: how many positions are filled, the same in every row.
         context: what else belongs to the rows for good (modulation, keys and values of a text), [B, ...] by name.
+        memo: what a model has computed for its own use and no row owns; copies share it.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class KVCache:
         self.values = make(shape, dtype=dtype, device=device)
         self.length = 0
         self.context: dict[str, Tensor] = {}
+        self.memo: dict[str, Any] = {}
         self._position = torch.zeros(1, dtype=torch.int64, device=device) if static else None
 
     @property
@@ -129,6 +133,7 @@ class KVCache:
         other = object.__new__(KVCache)
         other.keys, other.values, other.length = self.keys.clone(), self.values.clone(), self.length
         other.context = {name: tensor.clone() for name, tensor in self.context.items()}
+        other.memo = dict(self.memo)
         other._position = None if self._position is None else self._position.clone()
         return other
 
@@ -163,6 +168,7 @@ def causal_attention(
     layer: int = 0,
     mask: Tensor | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention [B, heads, n, head_dim] of new positions to themselves and to what is before them.
 
@@ -172,9 +178,10 @@ def causal_attention(
         layer: which of the cache's layers this is.
         mask: ``cache.mask(n)``.
         scale: of the products; None is head_dim^-1/2.
+        dropout: the share of weights that is dropped; without a cache only.
     """
     if cache is None:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, dropout_p=dropout)
     key, value = cache.write(layer, key, value)
     if query.dtype == key.dtype:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)

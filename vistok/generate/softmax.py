@@ -76,7 +76,11 @@ class SoftmaxGenerator(AutoregressiveGenerator):
         if self.training and self.guidable:
             hidden = uniform_of(ids[:, 0], sample_seeds) < self.config.class_dropout
             condition = self.hide_conditions(condition, hidden)
-        logits = self.logits(self.states(ids, condition)).float()
+        return self._loss(self.states(ids, condition), ids, lengths)
+
+    def _loss(self, states: Tensor, ids: Tensor, lengths: Tensor | None) -> dict[str, Tensor]:
+        """The outputs of ``forward``, of states that predict ``ids``."""
+        logits = self.logits(states).float()
         losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
         if lengths is None:
             loss = losses.mean()
@@ -149,6 +153,7 @@ class SoftmaxGenerator(AutoregressiveGenerator):
         head_dim: int,
         dtype: torch.dtype | None,
         static: bool | None,
+        condition_length: int = 1,
     ) -> KVCache:
         """The condition and all tokens but the last fit; static on CUDA and for compiled steps, unless said otherwise."""
         cache = KVCache(
@@ -156,7 +161,7 @@ class SoftmaxGenerator(AutoregressiveGenerator):
             num_rows=num_rows,
             num_heads=num_heads,
             head_dim=head_dim,
-            max_length=self.num_tokens,
+            max_length=self.num_tokens - 1 + condition_length,
             dtype=dtype or self.dtype,
             device=self.device,
             static=self.device.type == "cuda" or self._step is not None if static is None else static,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +23,8 @@ from vistok.registry import get_card, model_class
 from vistok.seeds import stable_seed
 from vistok.training.config import TrainConfig
 from vistok.training.task import Task, make_model
+
+logger = logging.getLogger(__name__)
 
 _PREVIEW_IMAGES = 8
 _TERMS = ("nll_per_token",)  # of the generators' outputs, what is logged beside the loss where there is such a thing
@@ -100,8 +103,9 @@ class GeneratorTask(Task):
         values = {**(card.config if card is not None else {}), **spec}
         names = {field.name for field in fields(cls.config_class)}
         more = cls.data_facts(values, self.bank.captions) if issubclass(cls, Generator) else {}
-        if "num_tokens" in values:  # a generator may write the first tokens only
-            more["num_tokens"] = min(values["num_tokens"], facts["num_tokens"])
+        if values.get("num_tokens", facts["num_tokens"]) < facts["num_tokens"] and self._cuttable:
+            more["num_tokens"] = values["num_tokens"]
+            logger.info("it learns the first %d of %d tokens", values["num_tokens"], facts["num_tokens"])
         return {name: value for name, value in facts.items() if name in names} | more
 
     def dataset(self, *, train: bool) -> Dataset:
@@ -113,10 +117,15 @@ class GeneratorTask(Task):
         self._cut(bank)
         return bank
 
+    @property
+    def _cuttable(self) -> bool:
+        """Whether the tokenizer's first tokens alone are a picture."""
+        return self.tokenizer.ordered or self.tokenizer.adaptive
+
     def _cut(self, bank: TokenDataset) -> None:
         """Keep of every row what the generator writes: the first tokens, where it is shorter than an ordered tokenizer."""
         count, of = self.model.num_tokens, self.tokenizer.num_tokens
-        if count < of and not (self.tokenizer.ordered or self.tokenizer.adaptive):
+        if count < of and not self._cuttable:
             raise ConfigError(
                 f"the generator writes {count} of the {of} tokens of {self.loss_config.tokenizer}, which decodes no fewer than all; "
                 "leave model.num_tokens away"
