@@ -30,6 +30,7 @@ FAMILIES = MappingProxyType(
         "digit_ar": "vistok.generate.ar:DigitAR",
         "gpt": "vistok.generate.gpt:Gpt",
         "rar": "vistok.generate.rar:Rar",
+        "maskgit": "vistok.generate.maskgit:MaskGit",
         "maskgen": "vistok.generate.maskgen:MaskGen",
         "flexar": "vistok.generate.flexar:FlexAR",
     }

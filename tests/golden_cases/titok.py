@@ -19,7 +19,7 @@ from vistok.registry import model_class
 from vistok.tokens import Tokens
 from vistok.training import TrainConfig
 
-from golden_cases import GoldenCase, Result, maskgen, rar
+from golden_cases import GoldenCase, Result, maskgen, maskgit, rar
 
 # The cases' own tolerances are blind to small values; these are reachable and tell errors apart.
 _TIGHT = {"rtol": 1e-4, "atol": 1e-9}
@@ -41,6 +41,8 @@ def run(case: GoldenCase) -> Iterator[Result]:
         yield from maskgen.run_generator(case, build(case)[0])
     elif "target_aware_pos_embed" in case.shapes:
         yield from rar.run_generator(case, build(case)[0])
+    elif case.shapes.keys() & {"model.embeddings.token_type_embeddings.weight", "mid_block.attn.qkv.weight"}:
+        yield from maskgit.run_generator(case, build(case)[0])
     elif "quantize_train" in operations:
         yield from _run_quantizer(case)
     elif operations & {"lr_schedule", "ema_decay", "ema_trace"}:

@@ -42,12 +42,19 @@ def _generator(size: str, scale: float, temperature: float, gfid: float) -> Mode
     letter = size[0]
     return ModelCard(
         name=f"maskgit_onedpiece_{letter}256.imagenet",
-        family="imagebert",
+        family="maskgit",
         kind="generator",
+        config={"num_tokens": _NUM_TOKENS},
         hub_id=f"turing-motors/MaskGIT_One-D-Piece-{letter.upper()}-256",
         licence=_LICENCE,
         metrics={"gfid": gfid},
-        sampling={"steps": 16, "cfg_scale": scale, "cfg_decay": "power-cosine", "randomize_temperature": temperature},
+        sampling={
+            "steps": 16,
+            "randomize_temperature": temperature,
+            "cfg_scale": scale,
+            "cfg_schedule": "power_cosine",
+            "cfg_power": 3.0,
+        },
         tokenizer=f"onedpiece_{letter}256.imagenet",
         paper=_PAPER,
     )

@@ -6,6 +6,7 @@ use different references and cannot be compared with each other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vistok.cards.preprocessing import CENTER_256_BICUBIC
@@ -92,17 +93,21 @@ def _bottleneck(quantizer: str) -> dict[str, Any]:
 
 
 def _masked(
-    tokens: str, model: str, steps: int, scale: float, decay: str, temperature: float, gfid: float
+    tokens: str, network: str, steps: int, guidance: Mapping[str, Any], temperature: float, gfid: float
 ) -> ModelCard:
+    config: dict[str, Any] = {"num_tokens": int(tokens[1:])}
+    if network == "uvit":
+        config |= {"network": network, "width": 1024, "depth": 20, "hidden_width": 4096}
     return ModelCard(
         name=f"maskgit_titok_{tokens}.imagenet",
-        family=model,
+        family="maskgit",
         kind="generator",
+        config=config,
         hub_id=f"yucornetto/generator_titok_{tokens}_imagenet",
         file=f"fun-research/TiTok:generator_titok_{tokens}.bin",
         licence=_LICENCE,
         metrics={"gfid": gfid},
-        sampling={"steps": steps, "cfg_scale": scale, "cfg_decay": decay, "randomize_temperature": temperature},
+        sampling={"steps": steps, "randomize_temperature": temperature, **guidance},
         tokenizer=f"titok_{tokens}.imagenet",
         paper=_TITOK_PAPER,
     )
@@ -188,9 +193,10 @@ CARDS = (
         paper="MaskGIT, arXiv:2202.04200",
         notes="a 16x16 grid tokenizer: the proxy and pixel decoder of two-stage TiTok, and the tokenizer of RAR",
     ),
-    _masked("l32", "imagebert", 8, 4.5, "linear", 9.5, 2.77),
-    _masked("b64", "imagebert", 8, 3.0, "linear", 11.0, 2.48),
-    _masked("s128", "uvit", 64, 6.9, "power-cosine", 2.8, 1.97),
+    # Published as c + w * (c - u), where w rises from 0: to 4.5, and to 3.
+    _masked("l32", "bert", 8, {"cfg_scale": 5.5, "cfg_schedule": "linear"}, 9.5, 2.77),
+    _masked("b64", "bert", 8, {"cfg_scale": 4.0, "cfg_schedule": "linear"}, 11.0, 2.48),
+    _masked("s128", "uvit", 64, {"cfg_scale": 6.9, "cfg_schedule": "power_cosine", "cfg_power": 3.0}, 2.8, 1.97),
     _rar("b", 16.0, 2.75, 1.0, 1.95),
     _rar("l", 15.5, 2.5, 1.02, 1.70),
     _rar("xl", 6.9, 1.5, 1.02, 1.50),
@@ -216,6 +222,26 @@ CARDS = (
         tokenizer="titok_tiny_32.emoji",
         paper=_RAR_PAPER,
         notes="no weights are shipped: `vistok train configs/rar/tiny.yaml` makes them in minutes",
+    ),
+    ModelCard(
+        name="maskgit_tiny.emoji",
+        family="maskgit",
+        kind="generator",
+        config={
+            "codebook_size": [8, 8, 8, 8],
+            "num_tokens": 32,
+            "num_classes": 10,
+            "width": 128,
+            "depth": 4,
+            "num_heads": 4,
+            "hidden_width": 512,
+            "dropout": 0.0,
+        },
+        licence="Apache-2.0",
+        sampling={"steps": 16, "randomize_temperature": 3.0},
+        tokenizer="titok_tiny_32.emoji",
+        paper=_TITOK_PAPER,
+        notes="no weights are shipped: `vistok train configs/maskgit/tiny.yaml` makes them in minutes",
     ),
     _maskgen("l", "vq", 7.74, 0.53),
     _maskgen("xl", "vq", 7.51, 0.57),

@@ -22,6 +22,7 @@ def sources() -> tuple[Source, ...]:
     from vistok.convert.karl import KARL
     from vistok.convert.ldm_kl import LDM_KL, MAGE_VQGAN
     from vistok.convert.maskgen import MASKGEN_KL, MASKGEN_VQ
+    from vistok.convert.maskgit import MASKGIT_BERT, MASKGIT_UVIT
     from vistok.convert.maskgit_vqgan import MASKGIT_VQGAN
     from vistok.convert.rar import RAR
     from vistok.convert.titok import TITOK
@@ -43,6 +44,8 @@ def sources() -> tuple[Source, ...]:
         MASKGEN_VQ,
         MASKGEN_KL,
         RAR,
+        MASKGIT_BERT,
+        MASKGIT_UVIT,
     )
 
 

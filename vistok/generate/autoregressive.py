@@ -6,6 +6,7 @@ and branched; the cache follows, and no prefix is ever read twice.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -17,9 +18,10 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.generate.base import GenerationResult, Generator, evaluating
 from vistok.generate.kv_cache import KVCache
-from vistok.generate.sampling import Drawn, SamplingConfig, row_noise
+from vistok.generate.sampling import Drawn, SamplingConfig, filter_logits, guide_logits, row_noise, sample_several
 from vistok.tokens import Tokens
 
+_MAX_SPREAD = 1 << 18  # ids whose probabilities are all computed at once
 
 class AutoregressiveGenerator(Generator):
     """A generator of tokens in order. A family implements the abstract methods below besides the contract's."""
@@ -58,8 +60,50 @@ class AutoregressiveGenerator(Generator):
         null_hidden: Tensor | None = None,
         replacement: bool = True,
     ) -> Drawn:
-        """Draw the next id of every row n times, [B, n], with uniform numbers [B, n, draws_per_token]."""
-        raise VistokError(f"{self._title} cannot tell a token's whole distribution, so it cannot draw several at once")
+        """Draw the next id of every row n times, [B, n], with uniform numbers [B, n, draws_per_token].
+
+        Here from the probabilities of all ids, which are the products of their factors'; filters work on the factors, one by one.
+
+        Raises:
+            VistokError: a codebook too large to be spread out, or fewer than n different ids are possible.
+        """
+        if math.prod(self.token_factors) > _MAX_SPREAD:
+            raise VistokError(
+                f"{self._title} has {math.prod(self.token_factors)} ids, too many to weigh all; draw one branch a row"
+            )
+        plain, spread = self._spread_ids(hidden, null_hidden, sampling)
+        whole = dataclasses.replace(
+            sampling, temperature=0.0 if sampling.greedy else 1.0, top_k=0, top_p=1.0, min_p=0.0, cfg_scale=1.0
+        )
+        drawn = sample_several(spread, uniforms[..., 0], whole, replacement=replacement)
+        return Drawn(drawn.indices, plain.gather(-1, drawn.indices), drawn.draw_log_probs)
+
+    def _spread_ids(
+        self, hidden: Tensor, null_hidden: Tensor | None, sampling: SamplingConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of all ids [B, K], in their order: the model's, and guided and filtered ones."""
+        rows = len(hidden)
+        digits = torch.zeros(1, 0, dtype=torch.int64, device=hidden.device)  # [n, d]: all values of the factors so far
+        ids, place = digits.sum(dim=1), 1
+        plain = spread = torch.zeros(rows, 1, device=hidden.device)
+        for level in self.token_factors:
+            count = len(digits)
+            earlier = digits.repeat(rows, 1)
+            logits, null = (
+                None if state is None else self.factor_logits(state.repeat_interleave(count, 0), earlier).float()
+                for state in (hidden, null_hidden)
+            )
+            guided = guide_logits(logits, null, sampling)
+            guided = guided if sampling.greedy else filter_logits(guided, sampling)
+            plain, spread = (
+                (total[..., None] + part.log_softmax(dim=-1).view(rows, count, level)).flatten(1)
+                for total, part in ((plain, logits), (spread, guided))
+            )
+            values = torch.arange(level, device=hidden.device)
+            digits = torch.cat([digits.repeat_interleave(level, 0), values.repeat(count)[:, None]], dim=1)
+            ids, place = (ids[:, None] + place * values).flatten(), place * level
+        order = ids.argsort()
+        return plain[:, order], spread[:, order]
 
     @abstractmethod
     def score_tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -208,17 +252,22 @@ class Rollout:
         Raises:
             VistokError: the family cannot, or fewer than ``num`` different tokens are possible.
         """
+        drawn = self.draw_next(noise, replacement=replacement)
+        self.branch(num)
+        self.append(Drawn(drawn.indices.flatten(), drawn.log_probs.flatten(), drawn.draw_log_probs.flatten()))
+
+    @torch.no_grad()
+    def draw_next(self, noise: Tensor, *, replacement: bool = True) -> Drawn:
+        """Candidates [B, n] for the next token, as ``fan_out`` draws them; the rows stay as they are."""
         with evaluating(self.model):
             hidden, null = self._split(self._next_hidden())
-            drawn = self.model.draw_branches(
+            return self.model.draw_branches(
                 hidden,
                 noise,
                 self.model.sampling_at(self.sampling, self.length),
                 null_hidden=null,
                 replacement=replacement,
             )
-        self.branch(num)
-        self._put(Drawn(drawn.indices.flatten(), drawn.log_probs.flatten(), drawn.draw_log_probs.flatten()))
 
     @torch.no_grad()
     def extend(self, num_new: int, noise: Tensor) -> None:
@@ -237,7 +286,7 @@ class Rollout:
                     self.model.sampling_at(self.sampling, self.length),
                     null_hidden=null,
                 )
-                self._put(drawn)
+                self.append(drawn)
 
     @torch.no_grad()
     def select(self, rows: Tensor) -> None:
@@ -255,7 +304,17 @@ class Rollout:
         if num != 1:
             self.select(torch.arange(self.num_rows).repeat_interleave(num))
 
-    def _put(self, drawn: Drawn) -> None:
+    def copy(self) -> Rollout:
+        """An independent rollout of the same rows."""
+        other = object.__new__(Rollout)
+        other.__dict__.update(self.__dict__)
+        other._cache = self._cache.copy()
+        other._ids, other._log_probs = self._ids.clone(), self._log_probs.clone()
+        other._hidden = None if self._hidden is None else self._hidden.clone()
+        return other
+
+    def append(self, drawn: Drawn) -> None:
+        """Every row goes on with this token [B]."""
         self._ids[:, self.length] = drawn.indices
         self._log_probs[0, :, self.length] = drawn.log_probs
         self._log_probs[1, :, self.length] = drawn.draw_log_probs

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vistok.errors import ConfigError
+from vistok.errors import ConfigError, VistokError
+from vistok.generate.base import Generator, evaluating
 from vistok.generate.sampling import SamplingConfig, filter_logits
+from vistok.tokens import Tokens
 
 _SMALLEST = 1e-20
 
@@ -176,3 +178,58 @@ def masked_loss(
         accuracy = (right.sum(dim=1) / masked.sum(dim=1)).mean()
         nll = (nll * masked).sum() / masked.sum()
     return {"loss": loss, "nll_per_token": nll, "accuracy": accuracy}
+
+
+class MaskedGenerator(Generator):
+    """What generators that fill in masked tokens have in common: they work with whole rows."""
+
+    def position_logits(self, ids: Tensor, masked: Tensor, condition: Any, position: int) -> Tensor:
+        """Logits [B, K] of the ids at one position; a family of ids implements it."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def token_log_probs(self, tokens: Tokens, condition: Any = None) -> Tensor:
+        """The log-probability of every token given all the others [B, L], in nats, in L passes.
+
+        Their sum is a pseudo-likelihood: no order of filling in gives it. Latents have none.
+        """
+        self.check_tokens(tokens)
+        if self.continuous:
+            raise VistokError(f"{self._title} draws latents by diffusion, whose likelihood it cannot tell")
+        self._check_whole(tokens.ids, tokens.lengths)
+        encoded = self._for_rows(self.encode_condition(condition), len(tokens))
+        ids = tokens.ids.to(self.device)
+        scores = torch.zeros(ids.shape, device=self.device)
+        with evaluating(self):
+            for position in range(self.num_tokens):
+                masked = torch.zeros_like(ids, dtype=torch.bool)
+                masked[:, position] = True
+                logits = self.position_logits(ids, masked, encoded, position).float()
+                scores[:, position] = logits.log_softmax(dim=-1).gather(-1, ids[:, position, None])[:, 0]
+        return scores
+
+    def _check_whole(self, tokens: Tensor, lengths: Tensor | None) -> None:
+        if tokens.shape[1] != self.num_tokens or (lengths is not None and bool((lengths != self.num_tokens).any())):
+            raise VistokError(
+                f"{self._title} works with rows of all its {self.num_tokens} tokens, and here are shorter ones"
+            )
+
+    def _check_length(self, length: int) -> None:
+        if length != self.num_tokens:
+            raise VistokError(
+                f"{self._title} fills in all its {self.num_tokens} tokens together; leave length out, got {length}"
+            )
+
+    @staticmethod
+    def _for_rows(condition: Any, num_rows: int) -> Any:
+        """One condition stands for all rows."""
+        return condition if len(condition) == num_rows else condition[torch.zeros(num_rows, dtype=torch.int64)]
+
+    def _tokens(self, **content: Any) -> Tokens:
+        config = self.config
+        names = {
+            "family": config.tokenizer_family,
+            "model": config.tokenizer_model,
+            "weight_hash": config.tokenizer_hash,
+        }
+        return Tokens(**content, **names)

@@ -17,9 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError, VistokError
-from vistok.generate.base import GenerationResult, Generator, evaluating
+from vistok.generate.base import GenerationResult
 from vistok.generate.captions import CaptionCondition, read_captions
-from vistok.generate.masked import Filled, MaskedSamplingConfig, RowNoise, StepNoise, fill_ids, masked_loss, masks_of
+from vistok.generate.masked import (
+    Filled,
+    MaskedGenerator,
+    MaskedSamplingConfig,
+    RowNoise,
+    StepNoise,
+    fill_ids,
+    masked_loss,
+    masks_of,
+)
 from vistok.generate.maskgen_sides import IdSide, LatentSide, counts_left
 from vistok.generate.sampling import row_noise, row_normals, uniforms_of
 from vistok.layers.joint_transformer import AdaptiveNorm, JointBlock, JointTransformer
@@ -118,7 +127,7 @@ class MaskGenConfig:
         return math.prod(size) if isinstance(size, tuple) else size or 0
 
 
-class MaskGen(Generator):
+class MaskGen(MaskedGenerator):
     """Fills in tokens under a caption."""
 
     family = "maskgen"
@@ -262,26 +271,8 @@ class MaskGen(Generator):
         loss = (losses * masked).sum() / masked.sum()
         return {"loss": loss, "denoising": loss.detach()}
 
-    @torch.no_grad()
-    def token_log_probs(self, tokens: Tokens, condition: Any = None) -> Tensor:
-        """The log-probability of every token given all the others [B, L], in nats, in L passes.
-
-        Their sum is a pseudo-likelihood: no order of filling in gives it. Latents have none.
-        """
-        self.check_tokens(tokens)
-        if self.continuous:
-            raise VistokError(f"{self._title} draws latents by diffusion, whose likelihood it cannot tell")
-        self._check_whole(tokens.ids, tokens.lengths)
-        encoded = self._for_rows(self.encode_condition(condition), len(tokens))
-        ids = tokens.ids.to(self.device)
-        scores = torch.zeros(ids.shape, device=self.device)
-        with evaluating(self):
-            for position in range(self.num_tokens):
-                masked = torch.zeros_like(ids, dtype=torch.bool)
-                masked[:, position] = True
-                logits = self.side.logits(self.states(ids, masked, encoded)[:, position]).float()
-                scores[:, position] = logits.log_softmax(dim=-1).gather(-1, ids[:, position, None])[:, 0]
-        return scores
+    def position_logits(self, ids: Tensor, masked: Tensor, condition: CaptionCondition, position: int) -> Tensor:
+        return self.side.logits(self.states(ids, masked, condition)[:, position])
 
     def _generate(
         self,
@@ -292,10 +283,7 @@ class MaskGen(Generator):
         seeds: Sequence[int],
         sampling: MaskGenSampling,
     ) -> GenerationResult:
-        if length != self.num_tokens:
-            raise VistokError(
-                f"{self._title} fills in all its {self.num_tokens} tokens together; leave length out, got {length}"
-            )
+        self._check_length(length)
         condition = condition[torch.arange(len(condition)).repeat_interleave(num)]
         if self.continuous:
             orders = row_noise(seeds, (self.num_tokens,)).argsort(dim=-1).to(self.device)
@@ -360,23 +348,3 @@ class MaskGen(Generator):
             )
             masked, left = masked & ~drawn, count
         return latents / self.config.latent_scale, passes
-
-    def _check_whole(self, tokens: Tensor, lengths: Tensor | None) -> None:
-        if tokens.shape[1] != self.num_tokens or (lengths is not None and bool((lengths != self.num_tokens).any())):
-            raise VistokError(
-                f"{self._title} works with rows of all its {self.num_tokens} tokens, and here are shorter ones"
-            )
-
-    @staticmethod
-    def _for_rows(condition: CaptionCondition, num_rows: int) -> CaptionCondition:
-        """One caption stands for all rows."""
-        return condition if len(condition) == num_rows else condition[torch.zeros(num_rows, dtype=torch.int64)]
-
-    def _tokens(self, **content: Any) -> Tokens:
-        config = self.config
-        names = {
-            "family": config.tokenizer_family,
-            "model": config.tokenizer_model,
-            "weight_hash": config.tokenizer_hash,
-        }
-        return Tokens(**content, **names)

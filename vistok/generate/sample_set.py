@@ -9,13 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from tqdm.auto import tqdm
 
 from vistok.data.transforms import to_uint8
 from vistok.errors import DataError, VistokError
+from vistok.files import changed_settings, whole_file
 from vistok.generate.base import Generator
 from vistok.generate.pairing import check_pair, same_origin
 from vistok.models.base import Tokenizer
@@ -146,13 +145,13 @@ def write_samples(
                 pixels = to_uint8(tokenizer.decode(tokens, **given)).permute(0, 2, 3, 1).cpu().numpy()
                 if file_format == "png":
                     for index, picture in zip(batch, pixels, strict=True):
-                        with _whole(_image_path(folder, index)) as file:
+                        with whole_file(_image_path(folder, index)) as file:
                             Image.fromarray(picture).save(file, format="PNG")
                 else:
                     made.append(pixels)
                 bar.update(len(batch))
             if made:
-                with _whole(_part_path(folder, start // chunk_size)) as file:
+                with whole_file(_part_path(folder, start // chunk_size)) as file:
                     np.save(file, np.concatenate(made))
     if accelerator is not None:
         accelerator.wait_for_everyone()
@@ -205,23 +204,17 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             old = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}; choose another folder") from error
-        differ = [key for key in settings if old.get(key) != settings[key]]
-        if differ:
-            shown = ", ".join(f"{key} ({_short(old.get(key))}, now {_short(settings[key])})" for key in differ[:4])
-            raise VistokError(f"{folder} holds samples made otherwise: {shown}; choose another folder, or remove it")
+        changed = changed_settings(old, settings)
+        if changed:
+            raise VistokError(f"{folder} holds samples made otherwise: {changed}; choose another folder, or remove it")
         return
     if (folder / IMAGE_FOLDER).exists() or (folder / NPZ_FILE).exists():
         raise VistokError(
             f"{folder} holds images but no {SETTINGS_FILE} that says whose they are; choose another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with _whole(path) as file:
+    with whole_file(path) as file:
         file.write((json.dumps(settings, indent=2) + "\n").encode())
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _image_path(folder: Path, index: int) -> Path:
@@ -239,21 +232,8 @@ def _missing(folder: Path, file_format: str, indices: range, chunk_size: int) ->
     return [index for index in indices if not _image_path(folder, index).exists()]
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when it is written to the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_index(folder: Path, plan: SamplePlan, file_format: str) -> None:
-    with _whole(folder / INDEX_FILE) as file:
+    with whole_file(folder / INDEX_FILE) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         writer = csv.writer(text)
         writer.writerow(["image", "condition", "label", "seed"])
@@ -268,7 +248,10 @@ def _join(folder: Path, plan: SamplePlan, chunk_size: int) -> None:
     """All parts as one ``.npz``, part by part, so that fifty thousand images need no memory; then the parts go."""
     parts = [_part_path(folder, number) for number in range(-(-plan.num // chunk_size))]
     shape = (plan.num, *np.load(parts[0], mmap_mode="r").shape[1:])
-    with _whole(folder / NPZ_FILE) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with (
+        whole_file(folder / NPZ_FILE) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+    ):
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for part in parts:

@@ -15,14 +15,15 @@ class SelfAttention(nn.Module):
     Args:
         width: D, a multiple of ``num_heads``.
         num_heads: number of heads.
+        qkv_bias: whether queries, keys and values have biases.
     """
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"the width {width} is not a multiple of the {num_heads} heads")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, *, keep: slice = slice(None), mask: Tensor | None = None) -> Tensor:
@@ -38,8 +39,9 @@ class SelfAttention(nn.Module):
             query, key, value = (self._heads(part) for part in self.qkv(x).chunk(3, dim=-1))
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            query = self._heads(F.linear(x[:, keep], weight[:width], bias[:width]))
-            key, value = (self._heads(part) for part in F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1))
+            biases = (None, None) if bias is None else (bias[:width], bias[width:])
+            query = self._heads(F.linear(x[:, keep], weight[:width], biases[0]))
+            key, value = (self._heads(part) for part in F.linear(x, weight[width:], biases[1]).chunk(2, dim=-1))
         if mask is not None and mask.shape[-2] > 1:
             mask = mask[..., keep, :]
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # [B, heads, L', D / heads]
@@ -66,10 +68,12 @@ class Mlp(nn.Module):
 class TransformerBlock(nn.Module):
     """x += attention(norm1(x)); x += mlp(norm2(x))."""
 
-    def __init__(self, width: int, num_heads: int, *, mlp_ratio: float = 4.0, norm_eps: float = 1e-5) -> None:
+    def __init__(
+        self, width: int, num_heads: int, *, mlp_ratio: float = 4.0, norm_eps: float = 1e-5, qkv_bias: bool = True
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = SelfAttention(width, num_heads)
+        self.attn = SelfAttention(width, num_heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
