@@ -138,6 +138,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = _command(
         commands,
+        "tokenize",
+        _tokenize,
+        "a data set of pictures to token shards, for training generators; resumes where it stopped",
+        "vistok tokenize --model runs/titok_tiny/final --data emoji: --views flip --out outputs/tokens",
+    )
+    from vistok.report.tokenize_command import add_tokenize_arguments
+
+    add_tokenize_arguments(sub, model_help=_MODEL_HELP, data_help=_DATA_HELP)
+
+    sub = _command(
+        commands,
         "train",
         _train,
         "run a training configuration; resumes where it stopped",
@@ -560,6 +571,12 @@ def _decode(args: argparse.Namespace) -> dict[str, Any]:
         )
     _say(args, f"wrote {len(written)} pictures to {args.out}")
     return {"out": str(args.out), "pictures": [str(path) for path in written]}
+
+
+def _tokenize(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.report.tokenize_command import run_tokenize
+
+    return run_tokenize(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:

@@ -11,14 +11,13 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from vistok.data.config import DataConfig
 from vistok.data.sampler import Key, sample_seed
 from vistok.data.sources import ImageSource, NoValSplitError, open_source
-from vistok.data.transforms import WITHOUT_DRAWS, check_names, crop_image, shift_pixels, to_tensor
+from vistok.data.transforms import WITHOUT_DRAWS, check_names, prepare_pixels, to_tensor
 from vistok.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -102,19 +101,10 @@ class ImageDataset(Dataset[Item]):
             shown = sample_seed(seed, attempt) % len(self.source)
 
     def _prepare(self, picture: Any, rng: random.Random) -> torch.Tensor:
-        # Always all six draws: changing one option leaves the others' draws as they were. Only
-        # random() is the same in all versions of Python; randint() need not be.
-        x, y, flip, right, down, zoom = (rng.random() for _ in range(6))
-        picture = crop_image(
-            picture, self.image_size, crop=self.crop, interpolation=self.interpolation, position=(x, y, zoom)
+        augmentation = {"flip": self.flip, "shift": self.shift} if self.train else {}
+        pixels = prepare_pixels(
+            picture, rng, self.image_size, crop=self.crop, interpolation=self.interpolation, **augmentation
         )
-        pixels = np.asarray(picture)
-        if self.train:
-            if flip < self.flip:
-                pixels = pixels[:, ::-1]
-            most = min(round(self.shift * self.image_size), self.image_size - 1)
-            if most:
-                pixels = shift_pixels(pixels, _between(right, most), _between(down, most))
         return to_tensor(pixels)
 
     def _note_unreadable(self, index: int, error: DataError) -> None:
@@ -179,8 +169,3 @@ def _open(config: DataConfig, train: bool) -> ImageSource:
         return open_source(config.val, split="val")
     except NoValSplitError:  # a folder or shards that are the validation set themselves
         return open_source(config.val, split="all")
-
-
-def _between(draw: float, most: int) -> int:
-    """A draw in [0, 1) as a whole number from -most to most."""
-    return int(draw * (2 * most + 1)) - most

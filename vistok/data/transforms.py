@@ -22,6 +22,7 @@ All of them resize with Pillow, so with antialiasing, and enlarge a picture that
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -99,6 +100,41 @@ def shift_pixels(pixels: np.ndarray, right: int, down: int) -> np.ndarray:
     rows = np.clip(np.arange(height) - down, 0, height - 1)
     columns = np.clip(np.arange(width) - right, 0, width - 1)
     return pixels[rows][:, columns]
+
+
+def prepare_pixels(
+    picture: Image.Image,
+    rng: random.Random,
+    size: int,
+    *,
+    crop: str,
+    interpolation: str = "bicubic",
+    flip: float = 0.0,
+    shift: float = 0.0,
+) -> np.ndarray:
+    """A picture as training shows it: cropped, perhaps mirrored, perhaps moved; uint8 [S, S, 3].
+
+    Args:
+        picture: 8-bit RGB of any shape.
+        rng: draws; the options take the same draws whatever the others are.
+        size: S.
+        crop, interpolation: names.
+        flip: probability of a left-right flip.
+        shift: largest move as a fraction of the side.
+    """
+    # Always all six draws: changing one option leaves the others' draws as they were. Only
+    # random() is the same in all versions of Python; randint() need not be.
+    x, y, mirror, right, down, zoom = (rng.random() for _ in range(6))
+    pixels = np.asarray(crop_image(picture, size, crop=crop, interpolation=interpolation, position=(x, y, zoom)))
+    if mirror < flip:
+        pixels = pixels[:, ::-1]
+    most = min(round(shift * size), size - 1)
+    return shift_pixels(pixels, _between(right, most), _between(down, most)) if most else pixels
+
+
+def _between(draw: float, most: int) -> int:
+    """A draw in [0, 1) as a whole number from -most to most."""
+    return int(draw * (2 * most + 1)) - most
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vistok.data.token_shards import pick_view, token_item
 from vistok.errors import DataError
 from vistok.models.base import Tokenizer
 from vistok.seeds import stable_seed
@@ -70,17 +71,9 @@ class TokenDataset(Dataset[dict[str, Any]]):
         index, seed = key if isinstance(key, tuple) else (key, None)
         if not 0 <= index < len(self):
             raise IndexError(f"the data set has {len(self)} images, got index {index}")
-        view = 0 if seed is None or self.views == 1 else stable_seed(seed, 0) % self.views
-        row = index * self.views + view
-        values = {"latents": self.tokens.latents} if self.tokens.is_continuous else {"ids": self.tokens.ids}
-        return {
-            **{name: value[row] for name, value in values.items()},
-            "length": self.tokens.lengths[row],
-            "label": self.labels[index],
-            "caption": self.captions[index],
-            "index": index,
-            "sample_seed": 0 if seed is None else seed,
-        }
+        row = index * self.views + pick_view(seed, self.views)
+        label, caption = self.labels[index], self.captions[index]
+        return token_item(self.tokens, row, label=label, caption=caption, index=index, seed=seed)
 
     def save(self, path: str | Path) -> None:
         """Write the tokens as a ``.vtk`` file; labels are the data source's, and are not in it."""
