@@ -153,6 +153,10 @@ def runner_for(case: GoldenCase) -> Callable[[GoldenCase], Iterator[Result]] | N
         from golden_cases.gigatok import run
 
         return run
+    if case.family == "search":
+        from golden_cases.search import run
+
+        return run
     return None
 
 

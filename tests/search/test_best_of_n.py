@@ -90,7 +90,13 @@ class Counting(Verifier):
         self.candidates = 0
 
     def __call__(
-        self, images: Tensor | None, condition: list[Any], *, tokens: Tokens | None = None, log_probs: Any = None
+        self,
+        images: Tensor | None,
+        condition: list[Any],
+        *,
+        tokens: Tokens | None = None,
+        log_probs: Any = None,
+        num_new: int | None = None,
     ) -> Tensor:
         assert (images is not None) == self.needs_images
         assert len(condition) == len(tokens) == len(log_probs)
@@ -182,7 +188,7 @@ def test_the_package_can_be_called(generator):
 
 
 def test_the_cost_of_two_searches_adds_up():
-    assert Cost(1, 2, 3, 4.0) + Cost(10, 20, 30, 40.0) == Cost(11, 22, 33, 44.0)
+    assert Cost(1, 2, 3, 4, 5.0) + Cost(10, 20, 30, 40, 50.0) == Cost(11, 22, 33, 44, 55.0)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from vistok.tokens import Tokens
 
 _MAX_SPREAD = 1 << 18  # ids whose probabilities are all computed at once
 
+
 class AutoregressiveGenerator(Generator):
     """A generator of tokens in order. A family implements the abstract methods below besides the contract's."""
 

@@ -14,12 +14,22 @@ logger = logging.getLogger(__name__)
 
 def check_pair(generator: Generator, tokenizer: Tokenizer, length: int) -> None:
     """Raise a ``VistokError`` unless ``tokenizer`` decodes what ``generator`` makes, ``length`` tokens of it."""
-    name = tokenizer.name or tokenizer.family
-    if tokenizer.codebook_size != generator.codebook_size:
+    check_codebooks(generator.codebook_size, tokenizer)
+    check_length(tokenizer, length)
+
+
+def check_codebooks(codebook_size: int | tuple[int, ...] | None, tokenizer: Tokenizer) -> None:
+    """Raise a ``VistokError`` unless ``tokenizer`` decodes tokens of this codebook."""
+    if tokenizer.codebook_size != codebook_size:
         raise VistokError(
-            f"the generator makes tokens of the codebook {generator.codebook_size}, "
-            f"and {name} decodes {tokenizer.codebook_size}; use the tokenizer it was trained with"
+            f"the generator makes tokens of the codebook {codebook_size}, and {tokenizer.name or tokenizer.family} "
+            f"decodes {tokenizer.codebook_size}; use the tokenizer it was trained with"
         )
+
+
+def check_length(tokenizer: Tokenizer, length: int) -> None:
+    """Raise a ``VistokError`` unless ``tokenizer`` decodes rows of ``length`` tokens."""
+    name = tokenizer.name or tokenizer.family
     if not 1 <= length <= tokenizer.num_tokens:
         raise VistokError(f"{name} decodes 1 to {tokenizer.num_tokens} tokens, got length={length}")
     if length < tokenizer.num_tokens and not (tokenizer.ordered or tokenizer.adaptive):

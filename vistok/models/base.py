@@ -317,6 +317,14 @@ class Tokenizer(PretrainedModel, ABC):
             clamp: cut the values to [0, 1].
         """
 
+    def decode_noise(self, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Options of ``decode`` for images whose randomness depends on these seeds, one a row, alone; {} where there is none."""
+        return {}
+
+    def decode_forwards(self, **options: Any) -> int:
+        """How many passes of the decoder an image takes when ``decode`` has these options."""
+        return 1
+
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         """What ``forward`` draws for one image in training, by the name of its argument, without a batch axis.
 

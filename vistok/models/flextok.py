@@ -442,6 +442,18 @@ class FlexTok(Tokenizer):
         velocity, features = self.decoder(x, modulations, condition, hint=hint)
         return known + velocity, features
 
+    def decode_noise(self, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """The starting noise, a function of each row's seed."""
+        draws = (torch.Generator().manual_seed(seed) for seed in seeds)
+        return {"noise": torch.cat([draw_noise(1, self._map_shape, generator=draw) for draw in draws])}
+
+    def decode_forwards(self, **options: Any) -> int:
+        """The flow's steps, and twice as many with guidance."""
+        defaults = self.config.sampling
+        steps, guidance = (options.get(name) for name in ("steps", "guidance"))
+        guidance = defaults.guidance if guidance is None else guidance
+        return (defaults.steps if steps is None else steps) * (1 if guidance == 1 else 2)
+
     def _starting_noise(
         self, tokens: Tokens, generator: torch.Generator | None, noise: Tensor | None, seed: int
     ) -> Tensor:

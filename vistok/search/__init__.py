@@ -6,15 +6,26 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from vistok.search.ar_free import ArFreeConfig
+from vistok.search.beam import BeamConfig
+from vistok.search.best_of_n import BestOfNConfig
+from vistok.search.lookahead import LookaheadConfig
+from vistok.search.method import SearchMethod
 from vistok.search.result import Cost, SearchResult, SearchStep
 from vistok.search.run import METHODS, search
-from vistok.search.verifiers import VERIFIERS, LikelihoodVerifier, Verifier
+from vistok.search.verifiers import VERIFIERS, Ensemble, LikelihoodVerifier, Verifier
 
 __all__ = [
     "METHODS",
     "VERIFIERS",
+    "ArFreeConfig",
+    "BeamConfig",
+    "BestOfNConfig",
     "Cost",
+    "Ensemble",
     "LikelihoodVerifier",
+    "LookaheadConfig",
+    "SearchMethod",
     "SearchResult",
     "SearchStep",
     "Verifier",

@@ -2,65 +2,94 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
+from vistok.errors import ConfigError, VistokError
+from vistok.generate.pairing import check_length
 from vistok.search.context import SearchContext
+from vistok.search.method import Found, SearchMethod
+from vistok.search.prior import candidate_seed
 from vistok.search.result import SearchStep, best_first
 from vistok.seeds import stable_seed
 from vistok.tokens import Tokens
 
 
-def candidate_seed(seed: int, candidate: int) -> int:
-    """The seed of a condition's candidate; the first has the condition's own, and so is plain sampling.
+@dataclass(frozen=True)
+class BestOfNConfig(SearchMethod):
+    """Draw N whole candidates, keep the best; works with every generator.
 
-    It does not depend on N: the candidates of a larger search contain those of a smaller one, so a
-    larger budget never ends with a lower score.
+    Attributes:
+        n_samples: N, for each image. Candidates are nested: those of a larger N contain those of a smaller one.
+        sample: draw them; else all are the most likely tokens.
+        own_noise: a decoder that draws noise gets other numbers for each candidate, as in the official
+            search; else all candidates of an image share them, and the scores compare tokens alone.
     """
-    return seed if candidate == 0 else stable_seed(seed, candidate)
 
+    name: ClassVar[str] = "best_of_n"
 
-def best_of_n(context: SearchContext, budget: int) -> tuple[tuple[SearchStep, ...], Tensor | None]:
-    """Search with N = ``budget`` candidates a condition.
+    n_samples: int = 50
+    sample: bool = True
+    own_noise: bool = False
 
-    Candidates are drawn in blocks of up to ``context.batch_size`` rows: whole conditions where they
-    fit, else parts of one. Only the images of the best so far are kept.
+    def __post_init__(self) -> None:
+        if self.n_samples < 1:
+            raise ConfigError(f"n_samples is 1 or more candidates, got {self.n_samples}")
 
-    Returns:
-        The one round there is, and the winners' images if the verifier had them made.
-    """
-    rows = len(context.conditions)
-    width = min(budget, context.batch_size)  # candidates a block
-    height = max(1, context.batch_size // width)  # conditions a block
-    scores = torch.full((rows, budget), float("-inf"), dtype=torch.float64)
-    images: dict[tuple[int, int], Tensor] = {}
-    parts: list[Tokens] = []
-    order: list[int] = []
-    for top in range(0, rows, height):
-        block_rows = range(top, min(top + height, rows))
-        for left in range(0, budget, width):
-            block_columns = range(left, min(left + width, budget))
-            places = [(row, column) for row in block_rows for column in block_columns]
-            drawn = context.generate(
-                [context.conditions[row] for row in block_rows],
-                len(block_columns),
-                [candidate_seed(context.seeds[row], column) for row, column in places],
-            )
-            pictures = context.decode(drawn.tokens) if context.verifier.needs_images else None
-            conditions = [context.conditions[row] for row, _ in places]
-            found = context.score(conditions, drawn.tokens, drawn.log_probs, pictures)
-            scores[block_rows.start : block_rows.stop, left : block_columns.stop] = found.view(len(block_rows), -1)
-            parts.append(drawn.tokens.to("cpu"))
-            order += [row * budget + column for row, column in places]
-            if pictures is not None:
-                images.update(zip(places, pictures, strict=True))
-                best = best_first(scores[block_rows.start : block_rows.stop])[:, : context.num_results].tolist()
-                images = {
-                    place: picture
-                    for place, picture in images.items()
-                    if place[0] < top or place[1] in best[place[0] - top]
-                }
-    tokens = Tokens.cat(parts)[torch.tensor(order).argsort()]
-    kept = best_first(scores)[:, : context.num_results]
-    winners = [images[row, column] for row, columns in enumerate(kept.tolist()) for column in columns] if images else []
-    return (SearchStep(tokens=tokens, scores=scores, kept=kept),), torch.stack(winners) if winners else None
+    def for_budget(self, budget: int, *, length: int, start: int = 0, rows: int = 1) -> BestOfNConfig:
+        """N = ``budget``."""
+        if budget < 1:
+            raise VistokError(f"a budget is 1 or more candidates, got {budget}")
+        return replace(self, n_samples=budget)
+
+    def check(self, context: SearchContext) -> None:
+        if context.num_results > self.n_samples:
+            raise VistokError(f"num_results is 1 to budget={self.n_samples}, got {context.num_results}")
+        if context.prefix is not None:
+            raise VistokError("best_of_n draws whole candidates and cannot go on from a prefix; beam can")
+        if context.tokenizer is not None and context.fill is None:
+            check_length(context.tokenizer, context.length)
+
+    def images_together(self, context: SearchContext) -> int:
+        return len(context.conditions)
+
+    def search(self, context: SearchContext) -> Found:
+        """Candidates are drawn in blocks of up to ``batch_size`` rows: whole images where they fit, else parts of one."""
+        count, num = len(context.conditions), self.n_samples
+        width = min(num, context.batch_size)  # candidates a block
+        height = max(1, context.batch_size // width)  # images a block
+        measures: list[Tensor] = []
+        parts: list[Tokens] = []
+        order: list[int] = []
+        for top in range(0, count, height):
+            owners = range(top, min(top + height, count))
+            for left in range(0, num, width):
+                columns = range(left, min(left + width, num))
+                places = [(owner, column) for owner in owners for column in columns]
+                seeds = [candidate_seed(context.seeds[owner], column) for owner, column in places]
+                tokens, log_probs = context.generate(owners, len(columns), seeds, sample=self.sample)
+                noise = self._noise(context, places)
+                measures.append(
+                    context.measure([owner for owner, _ in places], tokens.ids, log_probs, noise_seeds=noise)
+                )
+                parts.append(tokens)
+                order += [owner * num + column for owner, column in places]
+        back = torch.tensor(order).argsort()
+        tokens = Tokens.cat(parts)[back]
+        scores = context.combine(torch.cat(measures)[back].unflatten(0, (count, num)))
+        kept = best_first(scores)[:, : context.num_results]
+        winners = [(owner, column) for owner, columns in enumerate(kept.tolist()) for column in columns]
+        return Found(
+            ids=tokens.ids.unflatten(0, (count, num)).gather(1, kept[..., None].expand(-1, -1, tokens.num_tokens)),
+            scores=scores.gather(1, kept),
+            history=(SearchStep(tokens=tokens, scores=scores, kept=kept),),
+            noise_seeds=self._noise(context, winners),
+        )
+
+    def _noise(self, context: SearchContext, places: list[tuple[int, int]]) -> tuple[int, ...] | None:
+        if not self.own_noise:
+            return None
+        return tuple(stable_seed(context.seeds[owner], "decode", column) for owner, column in places)

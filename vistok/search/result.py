@@ -18,12 +18,14 @@ class Cost:
     Attributes:
         token_forwards: positions that went through the generator, counted row by row; guidance counts twice.
         decoder_passes: images decoded.
-        verifier_calls: candidates scored.
+        decoder_forwards: what that took of the decoder: the same, but for a flow, whose every step counts, and twice with guidance.
+        verifier_calls: candidates that the verifier was asked about.
         seconds: wall-clock time.
     """
 
     token_forwards: int = 0
     decoder_passes: int = 0
+    decoder_forwards: int = 0
     verifier_calls: int = 0
     seconds: float = 0.0
 
@@ -32,6 +34,7 @@ class Cost:
         return Cost(
             self.token_forwards + other.token_forwards,
             self.decoder_passes + other.decoder_passes,
+            self.decoder_forwards + other.decoder_forwards,
             self.verifier_calls + other.verifier_calls,
             self.seconds + other.seconds,
         )
@@ -70,9 +73,11 @@ class SearchResult:
     """The outcome of a search.
 
     Attributes:
-        tokens: the best of each condition, or ``num_results`` of them side by side, best first.
+        tokens: the best of each condition, or ``num_results`` of them side by side (fewer where the last round has
+            fewer candidates), best first; of lookahead, as they were continued.
         images: [B, 3, H, W] of ``tokens``; None where no tokenizer was given or ``decode=False``.
-        scores: float64 [B], the verifier's for ``tokens``.
+        scores: float64 [B], the verifier's for ``tokens`` (of lookahead by a verifier without images: for the
+            tokens before they were continued).
         history: the rounds, in order.
         cost: exact counts.
         method: its name.
@@ -86,6 +91,11 @@ class SearchResult:
     cost: Cost = field(default_factory=Cost)
     method: str = ""
     verifier: str = ""
+
+    def best_at(self, step: int, image: int = 0) -> Tokens:
+        """The best candidate of an image after a round, one row; -1 is the last round."""
+        round_, count = self.history[step], self.history[step].scores.shape[1]
+        return round_.tokens[image * count + int(best_first(round_.scores)[image, 0])]
 
 
 def best_first(scores: Tensor) -> Tensor:
