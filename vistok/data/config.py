@@ -13,7 +13,8 @@ class DataConfig:
     """Which pictures, and how they are prepared.
 
     Attributes:
-        train: a source (see ``vistok.data.open_source``), opened at its ``train`` split.
+        train: a source (see ``vistok.data.open_source``), opened at its ``train`` split; for a generator also
+            ``tokens:FOLDER``, shards that ``vistok tokenize`` has written.
         val: a source for validation, opened at its ``val`` split, or whole where it has none;
             "" means the ``val`` split of ``train``.
         image_size: side in pixels; None means the model's.

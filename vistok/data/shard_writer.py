@@ -59,6 +59,7 @@ def write_token_shards(
     limit: int | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
+    dtype: torch.dtype | None = None,
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> Manifest:
@@ -79,6 +80,8 @@ def write_token_shards(
         limit: take this many pictures, evenly spaced over the source; None takes all.
         batch_size: views at a time, in each process.
         num_workers: processes that read pictures, for each process here.
+        dtype: of the weights while they encode, and after; None leaves them. The tokens are filed under the hash of the weights as
+            they came, which decode them in whatever type.
         accelerator: shares the shards between processes.
         progress: show a bar.
     Returns:
@@ -94,7 +97,9 @@ def write_token_shards(
         )
     pictures = _Pictures(source, Views(views, tokenizer.image_size, crop, interpolation), seed, limit)
     per_batch = max(1, batch_size // pictures.views.count)
-    recipe = _recipe(tokenizer, pictures, split, shard_size, per_batch)
+    weight_hash = tokenizer.weight_hash()
+    tokenizer = tokenizer.to(dtype=dtype)
+    recipe = _recipe(tokenizer, weight_hash, pictures, split, shard_size, per_batch)
     folder, main = Path(folder), accelerator is None or accelerator.is_main_process
     manifest = Manifest(json.loads(json.dumps(recipe)), tuple(source.classes))
     if main:
@@ -117,7 +122,8 @@ def write_token_shards(
                 missing.append(number)
         batches = _read(pictures, [places[number] for number in missing], per_batch, num_workers, tokenizer.device)
         for number in missing:
-            _write_shard(tokenizer, batches, folder, number, -(-len(places[number]) // per_batch), seed, bar)
+            num_batches = -(-len(places[number]) // per_batch)
+            _write_shard(tokenizer, weight_hash, batches, folder, number, num_batches, seed, bar)
     if accelerator is not None:
         accelerator.wait_for_everyone()
     if main:
@@ -189,6 +195,7 @@ def _read(
 
 def _write_shard(
     tokenizer: Tokenizer,
+    weight_hash: str,
     batches: Iterator[_Batch],
     folder: Path,
     number: int,
@@ -210,7 +217,8 @@ def _write_shard(
                 sampler = None
                 if tokenizer.continuous:
                     sampler = torch.Generator().manual_seed(stable_seed(seed, "latents", number, turn))
-                writer.write(tokenizer.encode(images, generator=sampler).to("cpu"))
+                tokens = tokenizer.encode(images, generator=sampler).to("cpu")
+                writer.write(tokens.replace(weight_hash=weight_hash))
             index += batch.index
             label += batch.label
             caption += batch.caption
@@ -229,15 +237,13 @@ def _write_shard(
         file.write(json.dumps(asdict(record)).encode())
 
 
-def _recipe(tokenizer: Tokenizer, pictures: _Pictures, split: str, shard_size: int, per_batch: int) -> dict[str, Any]:
+def _recipe(
+    tokenizer: Tokenizer, weight_hash: str, pictures: _Pictures, split: str, shard_size: int, per_batch: int
+) -> dict[str, Any]:
     """All that the tokens depend on, and how they are filed."""
     source, views = pictures.source, pictures.views
     recipe = {
-        "tokenizer": {
-            "name": tokenizer.name,
-            "family": tokenizer.family,
-            "weight_hash": tokenizer.weight_hash(),
-        },
+        "tokenizer": {"name": tokenizer.name, "family": tokenizer.family, "weight_hash": weight_hash},
         "codebook_size": tokenizer.codebook_size,
         "num_tokens": tokenizer.num_tokens,
         "image_size": tokenizer.image_size,

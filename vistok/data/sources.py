@@ -141,6 +141,8 @@ def open_source(spec: str, *, split: Split = "all") -> ImageSource:
 
         return mixed.open_spec(spec, split)
     prefix, colon, rest = spec.partition(":")
+    if prefix == "tokens":
+        raise DataError(f"{spec!r} holds tokens, on which generators are trained, and here pictures are wanted")
     if not colon or prefix not in _FORMS:
         forms = "\n".join(f"  {form}  as in  {example!r}" for _, form, example in _FORMS.values())
         hint = nearest(prefix, _FORMS) if colon else f"a folder of pictures is 'folder:{spec}'"

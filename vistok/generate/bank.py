@@ -75,6 +75,15 @@ class TokenDataset(Dataset[dict[str, Any]]):
         label, caption = self.labels[index], self.captions[index]
         return token_item(self.tokens, row, label=label, caption=caption, index=index, seed=seed)
 
+    @property
+    def channels(self) -> int:
+        """Of latents, 0 for ids."""
+        return self.tokens.channels
+
+    def keep(self, num_tokens: int) -> None:
+        """Keep the first ``num_tokens`` tokens of every image only."""
+        self.tokens = self.tokens.truncate(num_tokens)
+
     def save(self, path: str | Path) -> None:
         """Write the tokens as a ``.vtk`` file; labels are the data source's, and are not in it."""
         self.tokens.save(path)

@@ -92,7 +92,7 @@ def _tokenize(
     Views(args.views, 1, args.crop, args.interpolation)  # before the model is loaded
     source = open_source(args.data, split=args.split)
     manifest = write_token_shards(
-        load_tokenizer(args.model, device=device, dtype=getattr(torch, args.dtype)),
+        load_tokenizer(args.model, device=device),
         source,
         args.out,
         split=args.split,
@@ -104,6 +104,7 @@ def _tokenize(
         limit=args.limit,
         batch_size=args.batch_size,
         num_workers=args.workers,
+        dtype=getattr(torch, args.dtype),
         accelerator=accelerator,
         progress=progress,
     )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vistok.config import from_dict, to_dict
 from vistok.data.config import DataConfig
+from vistok.data.token_shards import PREFIX
 from vistok.errors import ConfigError
 
 # What may differ between a run and its resumption without making it another run.
@@ -96,7 +97,7 @@ class TrainConfig:
         name: of the run; its folder is ``output_dir/name``.
         task: ``tokenizer`` or ``generator``.
         model: a registered ``name``, or a ``family``, and differences from its configuration.
-        data: pictures (``tokenizer``) or pictures to be tokenized (``generator``).
+        data: pictures (``tokenizer``), or pictures to be tokenized or token shards (``generator``).
         loss: the task's own terms and weights.
         optimizer, schedule, ema: of the model.
         discriminator: of the discriminator, where there is one; None for the model's settings.
@@ -168,7 +169,7 @@ def dry_run_config(
 
     Whatever the recipe does is done once: an adversary starts at the second step, there is a
     preview, an evaluation where the recipe has some, and a checkpoint. A tokenizer's helping
-    networks keep random weights; a generator's own tokenizer is still loaded.
+    networks keep random weights; a generator's own tokenizer is still loaded, and token shards are read.
 
     Args:
         config: the recipe.
@@ -183,11 +184,14 @@ def dry_run_config(
         loss["pretrained"] = False
         if loss.get("adversarial_weight"):
             loss["adversarial_start"] = 1
+    data = replace(config.data, num_workers=0)
+    if not config.data.train.startswith(PREFIX):
+        data = replace(data, train="random:4", val="random:2")
     return replace(
         config,
         steps=2,
         batch_size=2 * config.gradient_accumulation * processes,
-        data=replace(config.data, train="random:4", val="random:2", num_workers=0),
+        data=data,
         model=model,
         loss=loss,
         mixed_precision="no",

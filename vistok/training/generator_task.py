@@ -1,4 +1,4 @@
-"""Training generators on the tokens of a tokenizer, tokenized once when the run begins."""
+"""Training generators on the tokens of a tokenizer: on shards, or on pictures that are tokenized once when the run begins."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from vistok.config import from_dict
-from vistok.data import open_dataset
+from vistok.data.token_shards import PREFIX, TokenShards
 from vistok.errors import ConfigError
-from vistok.generate import Generator, TokenDataset, tokenize_images
+from vistok.generate import Generator, TokenDataset
 from vistok.generate.base import evaluating
-from vistok.hub import from_pretrained
-from vistok.models.base import Tokenizer
+from vistok.hub import from_pretrained, load_tokenizer
+from vistok.layers.nested_dropout import NestedDropout, draw_lengths
 from vistok.registry import get_card, model_class
 from vistok.seeds import stable_seed
+from vistok.tokens import Tokens
 from vistok.training.config import TrainConfig
 from vistok.training.task import Task, make_model
+from vistok.training.token_data import TokenOrigin, open_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +37,22 @@ class GeneratorLossConfig:
     """What a generator learns from.
 
     Attributes:
-        tokenizer: whose tokens: a name, hub id, folder or file.
-        views: augmented views of every picture in the bank of tokens.
+        tokenizer: whose tokens: a name, hub id, folder or file; of token shards it may be left out, and there are
+            no preview pictures then.
+        views: augmented views of every picture that is tokenized when the run begins; shards have views of their own.
+        nested: how many leading tokens of an image count, drawn for each sample, where they alone are a picture:
+            ``none`` (all), ``uniform``, ``pow2`` or ``uniform_pow2`` (see ``vistok.layers.nested_dropout``).
         pretrained: False gives what reads captions for the tokenizer's decoder random weights (dry runs, tests).
     """
 
-    tokenizer: str
+    tokenizer: str = ""
     views: int = 8
+    nested: NestedDropout = "none"
     pretrained: bool = True
 
 
 class GeneratorTask(Task):
-    """A generator on a bank of tokens; ``config.loss`` is a ``GeneratorLossConfig``.
+    """A generator on shards or a bank of tokens; ``config.loss`` is a ``GeneratorLossConfig``.
 
     The generator's codebook, length and classes are the tokenizer's and the data's: the
     configuration need not say them.
@@ -55,21 +61,25 @@ class GeneratorTask(Task):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         self.loss_config = from_dict(GeneratorLossConfig, config.loss, where="loss")
-        self.tokenizer = from_pretrained(self.loss_config.tokenizer)
-        if not isinstance(self.tokenizer, Tokenizer):
-            raise ConfigError(f"{self.loss_config.tokenizer} is a {type(self.tokenizer).__name__}, and no tokenizer")
-        images = open_dataset(config.data, train=True, image_size=self.tokenizer.image_size)
-        self.bank = tokenize_images(self.tokenizer, images, views=self.loss_config.views, seed=config.seed)
-        classes = tuple(images.source.classes)
+        where = self.loss_config.tokenizer
+        self.tokenizer = load_tokenizer(where) if where else None
+        self.bank, self.classes = open_tokens(
+            config.data, self.tokenizer, train=True, views=self.loss_config.views, seed=config.seed
+        )
+        if self.tokenizer is not None:
+            self.origin = TokenOrigin.of_tokenizer(self.tokenizer)
+        else:
+            self.origin = TokenOrigin.of_shards(self.bank)
+        self._check_origin(self.bank, self.classes)
         facts = {
-            "codebook_size": self.tokenizer.codebook_size,
-            "code_dim": self.bank.tokens.channels,
-            "num_tokens": self.tokenizer.num_tokens,
-            "num_classes": len(classes),
-            "class_names": classes,
-            "tokenizer_family": self.tokenizer.family,
-            "tokenizer_model": self.tokenizer.name,
-            "tokenizer_hash": self.tokenizer.weight_hash(),
+            "codebook_size": self.origin.codebook_size,
+            "code_dim": self.bank.channels,
+            "num_tokens": self.origin.num_tokens,
+            "num_classes": len(self.classes),
+            "class_names": self.classes,
+            "tokenizer_family": self.origin.family,
+            "tokenizer_model": self.origin.name,
+            "tokenizer_hash": self.origin.weight_hash,
         }
         torch.manual_seed(config.seed)
         self.model = make_model({**self._known_facts(facts), **config.model})
@@ -77,20 +87,26 @@ class GeneratorTask(Task):
             raise ConfigError(
                 f"task: generator trains a generator, and {config.model} is a {type(self.model).__name__}"
             )
-        if self.model.continuous != self.tokenizer.continuous:
+        if self.model.continuous != self.origin.continuous:
             kinds = {True: "continuous latents", False: "ids"}
             raise ConfigError(
-                f"{self.loss_config.tokenizer} makes {kinds[self.tokenizer.continuous]}, and this "
+                f"{self.origin.title} makes {kinds[self.origin.continuous]}, and this "
                 f"{self.model.family} wants {kinds[self.model.continuous]}"
             )
+        if self.loss_config.nested != "none" and not self.origin.cuttable:
+            raise ConfigError(
+                f"{self.origin.title} decodes no fewer than all of its tokens; leave loss.nested={self.loss_config.nested} away"
+            )
         self._cut(self.bank)
+        if config.eval_every and (config.data.val or config.data.train).startswith(PREFIX):
+            self.dataset(train=False)  # what does not fit is an error now, and not at the first evaluation
         if config.init_from:
             self.model.load_weights(from_pretrained(config.init_from).state_dict(), where=config.init_from)
         self.modules["model"] = self.model
-        size = self.tokenizer.codebook_size
+        size = self.origin.codebook_size
         self.codebook_size = math.prod(size) if isinstance(size, tuple) else size or 0
         self._ids: Tensor | None = None
-        if self.tokenizer.conditional:
+        if self.tokenizer is not None and self.tokenizer.conditional:
             from vistok.models.text import ClipTextFeatures
 
             self.frozen["text"] = ClipTextFeatures(pretrained=self.loss_config.pretrained)
@@ -103,38 +119,58 @@ class GeneratorTask(Task):
         values = {**(card.config if card is not None else {}), **spec}
         names = {field.name for field in fields(cls.config_class)}
         more = cls.data_facts(values, self.bank.captions) if issubclass(cls, Generator) else {}
-        if values.get("num_tokens", facts["num_tokens"]) < facts["num_tokens"] and self._cuttable:
+        if values.get("num_tokens", facts["num_tokens"]) < facts["num_tokens"] and self.origin.cuttable:
             more["num_tokens"] = values["num_tokens"]
             logger.info("it learns the first %d of %d tokens", values["num_tokens"], facts["num_tokens"])
         return {name: value for name, value in facts.items() if name in names} | more
 
-    def dataset(self, *, train: bool) -> Dataset:
-        """The bank of the training pictures, or the tokens of the validation pictures."""
+    def dataset(self, *, train: bool) -> TokenDataset | TokenShards:
+        """The training tokens, or the tokens of the validation data."""
         if train:
             return self.bank
-        images = open_dataset(self.config.data, train=False, image_size=self.tokenizer.image_size)
-        bank = tokenize_images(self.tokenizer, images)
+        bank, classes = open_tokens(self.config.data, self.tokenizer, train=False)
+        self._check_origin(bank, classes)
         self._cut(bank)
         return bank
 
-    @property
-    def _cuttable(self) -> bool:
-        """Whether the tokenizer's first tokens alone are a picture."""
-        return self.tokenizer.ordered or self.tokenizer.adaptive
-
-    def _cut(self, bank: TokenDataset) -> None:
-        """Keep of every row what the generator writes: the first tokens, where it is shorter than an ordered tokenizer."""
-        count, of = self.model.num_tokens, self.tokenizer.num_tokens
-        if count < of and not self._cuttable:
+    def _check_origin(self, bank: TokenDataset | TokenShards, classes: tuple[str, ...]) -> None:
+        """Shards are to be of the one tokenizer, and of the same classes."""
+        if not isinstance(bank, TokenShards):
+            return
+        if bank.tokenizer["weight_hash"] != self.origin.weight_hash:
             raise ConfigError(
-                f"the generator writes {count} of the {of} tokens of {self.loss_config.tokenizer}, which decodes no fewer than all; "
+                f"the token shards in {bank.folder} are of {TokenOrigin.of_shards(bank).title} "
+                f"({bank.tokenizer['weight_hash']}), and not of {self.origin.title} ({self.origin.weight_hash})"
+            )
+        if classes != self.classes:
+            raise ConfigError(
+                f"the token shards in {bank.folder} have other classes than the training data: {', '.join(classes[:5])} ... "
+                f"({len(classes)}), and not {', '.join(self.classes[:5])} ... ({len(self.classes)})"
+            )
+
+    def _cut(self, bank: TokenDataset | TokenShards) -> None:
+        """Keep of every row what the generator writes: the first tokens, where it is shorter than an ordered tokenizer."""
+        count, of = self.model.num_tokens, self.origin.num_tokens
+        if count < of and not self.origin.cuttable:
+            raise ConfigError(
+                f"the generator writes {count} of the {of} tokens of {self.origin.title}, which decodes no fewer than all; "
                 "leave model.num_tokens away"
             )
-        bank.tokens = bank.tokens.truncate(count)
+        bank.keep(count)
 
     def collate(self, items: list[Any]) -> dict[str, Any]:
-        """torch's default."""
-        return default_collate(items)
+        """torch's default, with nested lengths where these are trained."""
+        batch = default_collate(items)
+        mode = self.loss_config.nested
+        if mode != "none":
+            drawn = [
+                draw_lengths(
+                    mode, self.model.num_tokens, 1, generator=torch.Generator().manual_seed(stable_seed(seed, 1))
+                )
+                for seed in batch["sample_seed"].tolist()
+            ]
+            batch["length"] = torch.minimum(batch["length"], torch.cat(drawn))
+        return batch
 
     def phases(self, step: int) -> tuple[str, ...]:
         """One model, at every step."""
@@ -164,6 +200,8 @@ class GeneratorTask(Task):
     @torch.no_grad()
     def preview(self, batch: dict[str, Any], modules: dict[str, nn.Module]) -> Tensor | None:
         """Samples of the classes or captions of eight items of a batch."""
+        if self.tokenizer is None:
+            return None
         few = {name: values[:_PREVIEW_IMAGES] for name, values in batch.items()}
         seeds = list(range(len(few["label"])))
         tokens = modules["model"].generate(modules["model"].sampling_condition(few), seeds=seeds).tokens
@@ -172,27 +210,31 @@ class GeneratorTask(Task):
 
     @torch.no_grad()
     def evaluate(self, modules: dict[str, nn.Module]) -> dict[str, float]:
-        """On the validation pictures: the negative log-likelihood a token in nats, or the loss of models that have none.
+        """On the validation data: the negative log-likelihood a token in nats, or the loss of models that have none.
 
         Models that do not write in order are asked for their loss, under masks and noise that are the same each time.
         """
         model = modules["model"]
-        held_out: TokenDataset = self.dataset(train=False)
-        if model.autoregressive:
-            batch = self.collate([held_out[row] for row in range(len(held_out))])
-            scores = model.log_prob(held_out.tokens, model.sampling_condition(batch))
-            return {"nll_per_token": float(-scores.sum() / held_out.tokens.lengths.sum())}
+        held_out = self.dataset(train=False)
         totals: dict[str, float] = {}
+        count = 0
         with evaluating(model):
             for start in range(0, len(held_out), self.config.batch_size):
                 rows = range(start, min(start + self.config.batch_size, len(held_out)))
-                batch = self.collate([held_out[row, stable_seed("evaluation", row)] for row in rows])
+                # Whole rows, also where training draws lengths.
+                batch = default_collate([held_out[row, stable_seed("evaluation", row)] for row in rows])
                 batch = {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
-                out = self._forward(model, batch, progress=1.0)
-                for name in ("loss", *_TERMS):
-                    if name in out:
-                        totals[name] = totals.get(name, 0.0) + float(out[name]) * len(rows)
-        return {name: total / len(held_out) for name, total in totals.items()}
+                if model.autoregressive:
+                    tokens = Tokens(batch["ids"], lengths=batch["length"], codebook_size=self.origin.codebook_size)
+                    terms = {"nll_per_token": -model.log_prob(tokens, model.sampling_condition(batch)).sum()}
+                    count += int(tokens.lengths.sum())
+                else:
+                    out = self._forward(model, batch, progress=1.0)
+                    terms = {name: out[name] * len(rows) for name in ("loss", *_TERMS) if name in out}
+                    count += len(rows)
+                for name, value in terms.items():
+                    totals[name] = totals.get(name, 0.0) + float(value)
+        return {name: total / count for name, total in totals.items()}
 
     def export(self, folder: Path, modules: dict[str, nn.Module]) -> None:
         """``save_pretrained`` of the averaged generator."""

@@ -111,14 +111,15 @@ def train(
         made = ", ".join(sorted(path.name for path in result.folder.glob("*")))
     if run.main:
         logger.info(
-            "dry run of %s: %d steps of %d random pictures on the CPU, last loss %.4g; made and removed again: %s",
+            "dry run of %s: %d steps of %d images on the CPU, last loss %.4g; made and removed again: %s",
             config.name, result.step, small.batch_size, result.metrics["train/total"], made,
         )  # fmt: skip
-        untried = [f"data.train={config.data.train}"]
+        untried = [f"data.train={config.data.train}"] if small.data.train != config.data.train else []
         untried += [f"init_from={config.init_from}"] if config.init_from else []
         untried += [f"trackers={','.join(config.trackers)}"] if config.trackers else []
         untried += [f"mixed_precision={config.mixed_precision}"] if config.mixed_precision != "no" else []
-        logger.info("a dry run does not try %s", ", ".join(untried))
+        if untried:
+            logger.info("a dry run does not try %s", ", ".join(untried))
     return result
 
 
