@@ -18,7 +18,7 @@ class Cost:
     Attributes:
         token_forwards: positions that went through the generator, counted row by row; guidance counts twice.
         decoder_passes: images decoded.
-        decoder_forwards: what that took of the decoder: the same, but for a flow, whose every step counts, and twice with guidance.
+        decoder_forwards: passes of the decoder, as if each image was decoded by itself: one, but of a flow one a step, and two with guidance.
         verifier_calls: candidates that the verifier was asked about.
         seconds: wall-clock time.
     """
