@@ -271,7 +271,7 @@ def test_a_dry_run_keeps_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     result = train(config, task=ToyTask, dry_run=True)
     assert result.step == 2 and result.finished and "eval/mse" in result.metrics
     assert not list(tmp_path.iterdir()) and not result.folder.exists()
-    assert "dry run of toy: 2 steps of 2 random pictures" in caplog.text
+    assert "dry run of toy: 2 steps of 2 images" in caplog.text
     assert "checkpoints, config.yaml, final, metrics.jsonl, previews" in caplog.text
     with pytest.raises(TypeError, match="pass the task's class"):
         train(config, task=ToyTask(config), dry_run=True)
