@@ -373,7 +373,8 @@ class FlexTok(Tokenizer):
         velocities = self._plain_velocities(codes, lengths)
         if fast:
             both = callable(guidance) or guidance != 1
-            velocities = self._fast_velocities(codes, lengths, steps, both=both, start=start)
+            given = start if noise is not None else None
+            velocities = self._fast_velocities(codes, lengths, steps, both=both, start=given)
 
         def guided(x: Tensor, index: int, time: float) -> Tensor:
             scale = guidance(time) if callable(guidance) else guidance
@@ -384,20 +385,23 @@ class FlexTok(Tokenizer):
         return euler_sample(guided, start, steps)
 
     def _fast_velocities(
-        self, codes: Tensor, lengths: list[int], steps: int, *, both: bool, start: Tensor
+        self, codes: Tensor, lengths: list[int], steps: int, *, both: bool, start: Tensor | None
     ) -> Callable[..., Any]:
         """Both passes in one batch, identical registers as one row, and the modulation of all steps beforehand.
 
-        Images that start from the same noise have the same unconditional velocity in the first step, which is computed once.
+        Images that start from the same given noise, as a search's candidates do, have the same unconditional velocity in the
+        first step, which is computed once.
         """
-        starts, places = torch.unique(start.flatten(1), dim=0, return_inverse=True) if both else (start, None)
+        starts = places = None
+        if both and start is not None:
+            starts, places = torch.unique(start.flatten(1), dim=0, return_inverse=True)
         keep = [*lengths, *([0] * len(lengths) if both else [])]
         condition = self.decoder.condition(codes, keep, num_patches=self._num_patches)
         modulations = self.decoder.modulations(torch.tensor(time_grid(steps), device=codes.device))
 
         def velocities(x: Tensor, index: int, time: float, both: bool) -> tuple[Tensor, Tensor | None]:
             times = torch.tensor([time], device=x.device)
-            if index == 0 and both and len(starts) < len(x):
+            if index == 0 and starts is not None and len(starts) < len(x):
                 conditional = self.velocity(x, times.expand(len(x)), codes, lengths)
                 one, zeros = starts.view(-1, *x.shape[1:]), [0] * len(starts)
                 return conditional, self.velocity(one, times.expand(len(one)), codes[: len(one)], zeros)[places]
