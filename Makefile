@@ -1,9 +1,10 @@
-# make demo | test | lint | clean: each sets up .venv by itself; python3 (>= 3.10) with venv, make
+# make demo | demo-train | test | lint | clean: each sets up .venv by itself; python3 (>= 3.10) with venv, make
 # and a package index are all that it needs.
 
 PYTHON ?= python3
 WORKERS ?= 2
 TESTS ?=
+PICTURES ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,17 +12,22 @@ STAMP := $(VENV)/.stamp
 # One thread a process: the workers share the cores, and sums come out the same on every machine.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test lint clean
+.PHONY: help demo demo-train test lint clean
 
 help:
-	@echo "make demo   train, reconstruct and generate on the embedded data; writes outputs/demo"
+	@echo "make demo   reconstruct, generate and search with the models that come along; writes outputs/demo"
+	@echo "            (PICTURES='a.jpg folder/' puts your own into the report)"
+	@echo "make demo-train   the same from nothing, training first; writes outputs/demo-train"
 	@echo "make test   all tests; WORKERS=8 for more processes, TESTS='tests/test_tokens.py -k pad' for some"
 	@echo "make lint   ruff: rules and format"
-	@echo "make clean  remove caches, builds and outputs/demo (.venv and runs stay)"
+	@echo "make clean  remove caches, builds and what the demos wrote (.venv and runs stay)"
 	@echo "PYTHON=python3.12 chooses the python that .venv is made with."
 
 demo: $(STAMP)
-	$(BIN)/vistok demo --out outputs/demo
+	$(BIN)/vistok demo $(PICTURES) --out outputs/demo
+
+demo-train: $(STAMP)
+	$(BIN)/vistok demo --train --out outputs/demo-train
 
 test: $(STAMP)
 	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
@@ -31,7 +37,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf build dist outputs/demo .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist outputs/demo outputs/demo-train .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The stamp is newer than pyproject.toml when everything that it asks for is installed.

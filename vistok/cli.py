@@ -217,16 +217,33 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_complexity_arguments(sub, model_help=_MODEL_HELP)
 
+    sub = _command(
+        commands,
+        "serve",
+        _serve,
+        "a page to play with: cut tokens, count them, generate and search",
+        "vistok serve --port 7860",
+    )
+    from vistok.serve.command import add_serve_arguments
+
+    add_serve_arguments(sub, model_help=_MODEL_HELP)
+
     sub = _command(commands, "doctor", _doctor, "check this installation", "vistok doctor")
 
     sub = _command(
         commands,
         "demo",
         _demo,
-        "train, measure, generate and search on the embedded emoji; one report",
-        "vistok demo --out outputs/demo",
+        "reconstruct, count tokens, generate, search and fine-tune with the models that come along; one report",
+        "vistok demo my_photos/ --out outputs/demo",
     )
+    sub.add_argument("pictures", nargs="*", type=Path, help="your own pictures, files or folders, to be in the report")
     sub.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder of the report (%(default)s)")
+    sub.add_argument(
+        "--train",
+        action="store_true",
+        help="from nothing: trains a tokenizer and a generator on emoji, some four minutes",
+    )
     sub.add_argument("--quick", action="store_true", help="a few steps only: shows that all of it runs")
     return parser
 
@@ -617,6 +634,12 @@ def _complexity(args: argparse.Namespace) -> dict[str, Any]:
     return run_complexity(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
 
 
+def _serve(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.serve.command import run_serve
+
+    return run_serve(args, device=_device(args.device))
+
+
 def _doctor(args: argparse.Namespace) -> dict[str, Any]:
     from vistok.doctor import examine
 
@@ -627,9 +650,13 @@ def _doctor(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _demo(args: argparse.Namespace) -> dict[str, Any]:
-    from vistok.demo import run_demo
+    from vistok.demo import run_demo, run_training_demo
 
-    return run_demo(args.out, quick=args.quick)
+    if args.train:
+        if args.pictures:
+            raise VistokError("demo --train is of the embedded emoji alone; leave your pictures out, or --train")
+        return run_training_demo(args.out, quick=args.quick)
+    return run_demo(args.out, pictures=args.pictures, quick=args.quick)
 
 
 if __name__ == "__main__":

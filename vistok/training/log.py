@@ -143,6 +143,13 @@ def save_run_config(config: TrainConfig, folder: Path) -> None:
     os.replace(temporary, folder / "config.yaml")
 
 
+def read_history(run: str | Path, key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one logged number of a run."""
+    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    pairs = [(line["step"], line[key]) for line in lines if key in line]
+    return [float(step) for step, _ in pairs], [float(value) for _, value in pairs]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file in one piece."""
     temporary = path.with_name(f".{path.name}.tmp")

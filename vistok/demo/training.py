@@ -1,13 +1,11 @@
-"""The main job in a few minutes: train, measure, generate, search, and one page that shows it.
+"""From nothing: train, measure, generate, search, and one page that shows it, in a few minutes.
 
 Everything runs on the embedded smileys, through the same functions as any other run.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from vistok.config import embedded_config, load_config
 from vistok.data import load_images, open_source
+from vistok.demo.parts import Parts, sample_grid, some_images
 from vistok.entropy import FrequencyTable, has_codec
 from vistok.generate.prior import LearnedPrior
 from vistok.hub import from_pretrained
@@ -24,7 +23,7 @@ from vistok.metrics.pixel import psnr
 from vistok.metrics.reconstruction import evaluate_reconstruction
 from vistok.metrics.result import save_result
 from vistok.report.curve import curve_plots, curve_remarks
-from vistok.report.grid import image_grid, save_image
+from vistok.report.grid import save_image
 from vistok.report.html import Page
 from vistok.report.plots import bar_plot, line_plot
 from vistok.report.reconstruction import default_lengths
@@ -32,6 +31,7 @@ from vistok.report.strip import length_strip
 from vistok.search import search
 from vistok.token_layout import TokenLayout, block_ends
 from vistok.training import TrainConfig, train
+from vistok.training.log import read_history
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ DATA = "emoji:Smileys & Emotion"
 _BUDGET = 8
 _SHOWN = 6
 _SAMPLES = 32
-_COLUMNS = 8
 # Of words that the captions of training pictures have, most in combinations that none of them has.
 _PROMPTS = (
     "red heart",
@@ -63,7 +62,7 @@ vistok generate --model {out}/runs/digit_ar_tiny/final --tokenizer {out}/runs/ti
 vistok reconstruct my_picture.jpg --model {out}/runs/titok_tiny/final --out grid.png"""
 
 
-def run_demo(out: str | Path, *, quick: bool = False) -> dict[str, Any]:
+def run_training_demo(out: str | Path, *, quick: bool = False) -> dict[str, Any]:
     """Run the whole chain and write ``out/report.html``.
 
     Args:
@@ -74,15 +73,7 @@ def run_demo(out: str | Path, *, quick: bool = False) -> dict[str, Any]:
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    seconds: dict[str, float] = {}
-
-    def timed(name: str, function: Any, *args: Any, **kwargs: Any) -> Any:
-        print(f"[{len(seconds) + 1}/6] {name}", flush=True)
-        start = time.perf_counter()
-        result = function(*args, **kwargs)
-        seconds[name] = time.perf_counter() - start
-        return result
-
+    timed = Parts(6)
     tokenizer_run = timed("train a tokenizer", _train, "titok/tiny.yaml", out, quick)
     tokenizer = from_pretrained(tokenizer_run / "final")
     numbers, curve = timed("measure it on held-out pictures", _measure, tokenizer, out)
@@ -93,10 +84,17 @@ def run_demo(out: str | Path, *, quick: bool = False) -> dict[str, Any]:
     samples = timed("generate, and search", _sample, generator, tokenizer, out, quick)
     sizes = timed("code the tokens", _file_sizes, generator, tokenizer) if has_codec() else []
     pictures = timed("write the report", _pictures, tokenizer, out)
-    _report(out, tokenizer, generator, tokenizer_run, generator_run, numbers, curve, samples, sizes, pictures, seconds)
-    total = sum(seconds.values())
+    _report(
+        out, tokenizer, generator, tokenizer_run, generator_run, numbers, curve, samples, sizes, pictures, timed.seconds
+    )
+    total = sum(timed.seconds.values())
     print(f"wrote {out / 'report.html'} after {total:.0f} seconds; open it in a browser")
-    return {"report": str(out / "report.html"), "seconds": seconds, "metrics": numbers, "samples": samples["facts"]}
+    return {
+        "report": str(out / "report.html"),
+        "seconds": timed.seconds,
+        "metrics": numbers,
+        "samples": samples["facts"],
+    }
 
 
 def _train(name: str, out: Path, quick: bool, overrides: list[str] | None = None) -> Path:
@@ -144,10 +142,10 @@ def _sample(generator: Any, tokenizer: Any, out: Path, quick: bool) -> dict[str,
             "token_forwards": result.cost.token_forwards,
             "seconds": result.cost.seconds,
         }
-        save_image(_sample_grid(result.images, conditions), out / f"samples_{name}.png")
+        save_image(sample_grid(result.images, conditions), out / f"samples_{name}.png")
     texts = list(_PROMPTS[: count // 2] * 2)
     drawn = search(generator, tokenizer, texts, budget=budget, seeds=[2000 + number for number in range(len(texts))])
-    save_image(_sample_grid(drawn.images, texts), out / "samples_text.png")
+    save_image(sample_grid(drawn.images, texts), out / "samples_text.png")
     return {
         "plain": plain.images,
         "best": best.images,
@@ -182,32 +180,13 @@ def _nearest_psnr(images: Tensor, known: Tensor) -> Tensor:
     return torch.stack([psnr(known, image.expand_as(known)).max() for image in images])
 
 
-def _sample_grid(images: Tensor, conditions: list[str]) -> Any:
-    rows = [list(images[start : start + _COLUMNS]) for start in range(0, len(images), _COLUMNS)]
-    texts = [conditions[start : start + _COLUMNS] for start in range(0, len(images), _COLUMNS)]
-    short = [[text.removeprefix("face-") for text in row] for row in texts]
-    return image_grid(rows, captions=short, scale=2)
-
-
 def _pictures(tokenizer: Any, out: Path) -> dict[str, Any]:
     """Held-out and training pictures, coarse to fine."""
     grids: dict[str, Any] = {}
     for split in ("val", "train"):
-        source = open_source(DATA, split=split)
-        stride = max(1, len(source) // _SHOWN)
-        images = load_images(
-            [source.image(index * stride) for index in range(min(_SHOWN, len(source)))], like=tokenizer
-        )
-        grids[split] = length_strip(tokenizer, images)
+        grids[split] = length_strip(tokenizer, some_images(open_source(DATA, split=split), _SHOWN, like=tokenizer))
         save_image(grids[split], out / f"reconstructions_{split}.png")
     return grids
-
-
-def _history(run: Path, key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one logged number."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    pairs = [(line["step"], line[key]) for line in lines if key in line]
-    return [float(step) for step, _ in pairs], [float(value) for _, value in pairs]
 
 
 def _usage_plot(tokenizer: Any) -> str:
@@ -273,9 +252,9 @@ def _report(
         page.text(line)
     page.heading("Training")
     page.plots(
-        line_plot({"loss": _history(tokenizer_run, "train/total")}, y_label="L2 + 0.2 L1", smooth=True, **labels),
+        line_plot({"loss": read_history(tokenizer_run, "train/total")}, y_label="L2 + 0.2 L1", smooth=True, **labels),
         line_plot(
-            {"nats a token": _history(generator_run, "train/nll_per_token")},
+            {"nats a token": read_history(generator_run, "train/nll_per_token")},
             title="generator: negative log-likelihood",
             x_label="step",
             y_label="nats a token",
@@ -284,9 +263,9 @@ def _report(
     page.text("The tokenizer's loss jumps because every step draws how many tokens it keeps.")
     page.heading("Samples")
     facts, budget = samples["facts"], samples["budget"]
-    page.picture(_sample_grid(samples["plain"], samples["conditions"]), "One draw for each class and seed (N = 1).")
+    page.picture(sample_grid(samples["plain"], samples["conditions"]), "One draw for each class and seed (N = 1).")
     page.picture(
-        _sample_grid(samples["best"], samples["conditions"]),
+        sample_grid(samples["best"], samples["conditions"]),
         f"The same classes and seeds, the likeliest of {budget} draws (best-of-{budget}, scored by the generator itself).",
     )
     page.table(
@@ -301,7 +280,7 @@ def _report(
         "what it recalls best. What this shows is that the whole chain works; it is not a claim about new pictures."
     )
     page.picture(
-        _sample_grid(samples["text_images"], samples["texts"]),
+        sample_grid(samples["text_images"], samples["texts"]),
         f"From texts, the likeliest of {budget} draws. The model reads a text as a bag of the words that captions of training "
         "pictures have.",
     )
