@@ -36,6 +36,7 @@ COMMANDS = (
     "reconstruct",
     "encode",
     "decode",
+    "tokenize",
     "train",
     "eval recon",
     "eval curve",

@@ -89,6 +89,17 @@ def test_workers_and_batches_do_not_matter(tokenizer: Tokenizer, shards: Path, t
         assert contents(tmp_path / name) == contents(shards)
 
 
+def test_half_precision_keeps_the_hash(shards: Path, tmp_path: Path) -> None:
+    tokenizer = make("fsq_ordered")
+    wanted = tokenizer.weight_hash()
+    manifest = write_token_shards(tokenizer, open_source(SOURCE), tmp_path, **RECIPE, dtype=torch.bfloat16)
+    assert manifest.recipe["dtype"] == "bfloat16" and tokenizer.weight_hash() != wanted
+    half, whole = TokenShards(tmp_path), TokenShards(shards)
+    assert half.tokenizer == whole.tokenizer and half.tokenizer["weight_hash"] == wanted
+    same = torch.stack([half[index]["ids"] == whole[index]["ids"] for index in range(11)])
+    assert same.float().mean() > 0.5
+
+
 class KilledError(Exception):
     pass
 
