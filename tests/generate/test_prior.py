@@ -57,9 +57,11 @@ def test_tokens_come_back(head: str, tmp_path: Path) -> None:
     assert written(odd, tmp_path / "b.vtk", prior).read_all() == odd
 
 
-def test_a_gpt_is_a_prior_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("positions", ["learned", "rotary_2d"])
+def test_a_gpt_is_a_prior_too(positions: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Gpt(GptConfig(codebook_size=30, num_tokens=16, num_classes=3, width=32, depth=2, num_heads=2)).eval()
+    size = {"num_tokens": 16, "num_classes": 3, "width": 32, "depth": 2, "num_heads": 2}
+    model = Gpt(GptConfig(codebook_size=30, positions=positions, **size)).eval()
     with torch.no_grad():
         model.head.weight.normal_()
     tokens = model.generate(None, 3, seeds=1).tokens

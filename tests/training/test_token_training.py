@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,19 @@ def test_shards_train_as_pictures_do(folder: Path, tmp_path: Path) -> None:
     generator = from_pretrained(tmp_path / "shards" / "tiny" / "final")
     tokenizer = from_pretrained(folder / "fsq_ordered")
     assert generator.config.tokenizer_hash == tokenizer.weight_hash() and generator.num_classes == 10
+
+
+def test_evaluation_says_what_frequencies_alone_reach(folder: Path, tmp_path: Path) -> None:
+    task = build_task(run_config(folder, tmp_path))
+    counts = [0.5] * task.codebook_size
+    for index in range(len(task.bank)):
+        for value in task.bank[index]["ids"].tolist():
+            counts[value] += 1
+    held_out = task.dataset(train=False)
+    ids = [value for index in range(len(held_out)) for value in held_out[index]["ids"].tolist()]
+    wanted = -sum(math.log(counts[value] / sum(counts)) for value in ids) / len(ids)
+    result = task.evaluate(task.modules)
+    assert result["unigram_nll"] == pytest.approx(wanted, rel=1e-5) and result["nll_per_token"] > 0
 
 
 @pytest.mark.parametrize("nested", ["none", "uniform"])

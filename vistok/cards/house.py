@@ -128,11 +128,11 @@ CARDS = (
         name="vistok_writer",
         family="digit_ar",
         kind="generator",
-        config={"num_tokens": 64, "width": 192, "depth": 4, "num_heads": 6, "max_words": 512},
+        config={"num_tokens": 64, "width": 192, "depth": 4, "num_heads": 6, "max_words": 1024},
         sampling={"cfg_scale": 1.5},
         licence="Apache-2.0",
         tokenizer="vistok_ordered",
-        notes="smileys, animals, plants and food from a category or a text: the first 64 tokens of emoji",
+        notes="emoji from a category or a text: the first 64 tokens",
     ),
     ModelCard(
         name="digit_ar_tiny.emoji",

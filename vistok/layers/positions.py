@@ -77,8 +77,9 @@ def rotary_2d(height: int, width: int, head_dim: int, *, base: float = 10000.0) 
 
 
 def rotate_pairs(x: Tensor, rotations: Tensor) -> Tensor:
-    """Turn each pair of neighbouring channels of x [..., n, d] by rotations [n, d/2, 2]; fp32 inside."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    """Turn each pair of neighbouring channels of x [..., n, d] by rotations [n, d/2, 2]; fp32 inside, or fp64 where x is."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rotations.unbind(-1)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     return turned.flatten(-2).to(x.dtype)

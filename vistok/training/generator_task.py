@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from vistok.training.token_data import TokenOrigin, open_tokens
 logger = logging.getLogger(__name__)
 
 _PREVIEW_IMAGES = 8
+_UNSEEN = 0.5  # what an id that does not occur counts, in the frequencies that a generator is compared with
+_COUNTED_IMAGES = 20_000
 _TERMS = ("nll_per_token",)  # of the generators' outputs, what is logged beside the loss where there is such a thing
 
 
@@ -212,6 +215,8 @@ class GeneratorTask(Task):
     def evaluate(self, modules: dict[str, nn.Module]) -> dict[str, float]:
         """On the validation data: the negative log-likelihood a token in nats, or the loss of models that have none.
 
+        Beside it stands ``unigram_nll``: what the frequencies of the training ids alone reach, whatever the position and
+        the condition. A generator that is not clearly below it has learned nothing that holds for other pictures.
         Models that do not write in order are asked for their loss, under masks and noise that are the same each time.
         """
         model = modules["model"]
@@ -226,7 +231,9 @@ class GeneratorTask(Task):
                 batch = {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
                 if model.autoregressive:
                     tokens = Tokens(batch["ids"], lengths=batch["length"], codebook_size=self.origin.codebook_size)
-                    terms = {"nll_per_token": -model.log_prob(tokens, model.sampling_condition(batch)).sum()}
+                    unigram = -self.unigram_log_probs[tokens.ids.cpu()] * tokens.mask().cpu()
+                    log_prob = model.log_prob(tokens, model.sampling_condition(batch))
+                    terms = {"nll_per_token": -log_prob.sum(), "unigram_nll": unigram.sum()}
                     count += int(tokens.lengths.sum())
                 else:
                     out = self._forward(model, batch, progress=1.0)
@@ -235,6 +242,15 @@ class GeneratorTask(Task):
                 for name, value in terms.items():
                     totals[name] = totals.get(name, 0.0) + float(value)
         return {name: total / count for name, total in totals.items()}
+
+    @cached_property
+    def unigram_log_probs(self) -> Tensor:
+        """float32 [K]: log-probabilities of ids by how often they occur in (up to 20,000 images of) the training tokens."""
+        counts = torch.full((self.codebook_size,), _UNSEEN, dtype=torch.float64)
+        for index in range(0, len(self.bank), max(1, len(self.bank) // _COUNTED_IMAGES)):
+            item = self.bank[index]
+            counts += item["ids"][: int(item["length"])].bincount(minlength=self.codebook_size)
+        return (counts / counts.sum()).log().float()
 
     def export(self, folder: Path, modules: dict[str, nn.Module]) -> None:
         """``save_pretrained`` of the averaged generator."""
