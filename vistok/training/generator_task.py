@@ -40,7 +40,7 @@ class GeneratorLossConfig:
     """What a generator learns from.
 
     Attributes:
-        tokenizer: whose tokens: a name, hub id, folder or file; of token shards it may be left out, and there are
+        tokenizer: whose tokens: a name, hub id, folder or file; of token shards it may be null, and there are
             no preview pictures then.
         views: augmented views of every picture that is tokenized when the run begins; shards have views of their own.
         nested: how many leading tokens of an image count, drawn for each sample, where they alone are a picture:
@@ -48,7 +48,7 @@ class GeneratorLossConfig:
         pretrained: False gives what reads captions for the tokenizer's decoder random weights (dry runs, tests).
     """
 
-    tokenizer: str = ""
+    tokenizer: str | None = None
     views: int = 8
     nested: NestedDropout = "none"
     pretrained: bool = True
