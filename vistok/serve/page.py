@@ -61,7 +61,7 @@ def build_page(studio: Studio) -> Any:
                     gr.Examples(examples, inputs=picture, label="held-out pictures")
                 with gr.Column():
                     tokens = gr.Slider(1, studio.ordered.num_tokens, value=64, step=1, label="tokens")
-                    shown = gr.Image(label="decoded beside original", interactive=False)
+                    shown = gr.Image(label="decoded beside original", show_label=False, interactive=False)
                     told = gr.Markdown()
             wires = {"inputs": [picture, tokens], "outputs": [shown, told], "show_progress": "hidden"}
             picture.change(checked(reconstruct), **wires)
@@ -75,7 +75,7 @@ def build_page(studio: Studio) -> Any:
                         gr.Examples(examples, inputs=other, label="held-out pictures")
                     with gr.Column():
                         error = gr.Slider(0.02, 0.3, value=0.1, step=0.01, label="wanted mean absolute error")
-                        counted = gr.Image(label="decoded beside original", interactive=False)
+                        counted = gr.Image(label="decoded beside original", show_label=False, interactive=False)
                         said = gr.Markdown()
                 wires = {"inputs": [other, error], "outputs": [counted, said], "show_progress": "hidden"}
                 other.change(checked(count), **wires)
@@ -91,7 +91,7 @@ def build_page(studio: Studio) -> Any:
                     seed = gr.Number(value=0, precision=0, label="seed")
                     button = gr.Button("Generate", variant="primary")
                 with gr.Column():
-                    drawn = gr.Image(label="picture", interactive=False)
+                    drawn = gr.Image(label="picture", show_label=False, interactive=False)
                     cost = gr.Markdown()
             inputs = [prompt, category, method, budget, seed]
             button.click(draw, inputs=inputs, outputs=[drawn, cost])
