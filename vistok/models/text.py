@@ -32,7 +32,7 @@ class ClipTextTower(nn.Module):
 
     def __init__(self, architecture: str, weights: str = "") -> None:
         super().__init__()
-        clip, self.tokenize = _make_clip(architecture, weights)
+        clip, self.tokenize = make_clip(architecture, weights)
         self.token_embedding, self.transformer, self.ln_final = clip.token_embedding, clip.transformer, clip.ln_final
         self.positional_embedding, self.text_projection = clip.positional_embedding, clip.text_projection
         self.register_buffer("mask", clip.attn_mask, persistent=False)
@@ -49,7 +49,7 @@ class ClipTextTower(nn.Module):
         return ids, self.token_embedding(ids) + self.positional_embedding
 
 
-def _make_clip(architecture: str, weights: str) -> tuple[nn.Module, Callable[[list[str]], Tensor]]:
+def make_clip(architecture: str, weights: str) -> tuple[nn.Module, Callable[[list[str]], Tensor]]:
     """A whole CLIP model, and what turns captions into its ids."""
     import open_clip
 

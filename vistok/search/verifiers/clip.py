@@ -1,0 +1,165 @@
+"""CLIP as a verifier: how well images fit texts, and how much people would like them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.errors import CheckpointError
+from vistok.hub import read_state
+from vistok.models.text import make_clip
+from vistok.search.verifiers.base import Verifier
+from vistok.search.verifiers.texts import condition_texts
+from vistok.tokens import Tokens
+
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+_AESTHETIC_FILE = "sac+logos+ava1-l14-linearMSE.pth"
+_AESTHETIC_URL = f"https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/{_AESTHETIC_FILE}"
+_AESTHETIC_WIDTHS = (768, 1024, 128, 64, 16, 1)
+_AESTHETIC_PLACES = (0, 2, 4, 6, 7)  # of the linear layers among the published model's; the others are dropout
+
+
+class ClipImages(nn.Module):
+    """Images, and texts, to CLIP's common space, both of length 1.
+
+    Args:
+        architecture, weights: open_clip's names; "" for random weights (tests, dry runs).
+    Raises:
+        CheckpointError: the weights are not to be had.
+    """
+
+    def __init__(self, architecture: str, weights: str) -> None:
+        super().__init__()
+        self.clip, self.tokenize = make_clip(architecture, weights)
+        size = self.clip.visual.image_size
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        for name, default in (("mean", _MEAN), ("std", _STD)):
+            values = getattr(self.clip.visual, f"image_{name}", None) or default
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def images(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] in [0, 1] -> [N, E]; resized to the network's size (bicubic, antialiased), not cropped."""
+        images = images.to(self.mean.device, torch.float32)
+        if tuple(images.shape[2:]) != self.size:
+            images = F.interpolate(images, size=self.size, mode="bicubic", align_corners=False, antialias=True)
+        return F.normalize(self.clip.encode_image((images.clamp(0, 1) - self.mean) / self.std).float(), dim=-1)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """N texts -> [N, E]; each different one is read once."""
+        different = list(dict.fromkeys(texts))
+        found = self.clip.encode_text(self.tokenize(different).to(self.mean.device)).float()
+        return F.normalize(found, dim=-1)[[different.index(text) for text in texts]]
+
+
+class ClipVerifier(Verifier):
+    """CLIPScore: 100 times the cosine of an image and its condition's text.
+
+    Args:
+        architecture, weights: open_clip's names.
+        class_names: texts of class numbers.
+        template: of the texts, as "a photo of {}".
+        device: where it works.
+    """
+
+    def __init__(
+        self,
+        architecture: str = "ViT-B-32",
+        weights: str = "openai",
+        *,
+        class_names: Sequence[str] = (),
+        template: str = "{}",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.network = ClipImages(architecture, weights).to(device)
+        self.class_names, self.template = tuple(class_names), template
+        self.name = f"clip:{architecture}" + (f":{weights}" if weights else ":random")
+
+    def __call__(
+        self,
+        images: Tensor | None,
+        condition: list[Any],
+        *,
+        tokens: Tokens | None = None,
+        log_probs: Tensor | None = None,
+        num_new: int | None = None,
+    ) -> Tensor:
+        """See ``Verifier``."""
+        texts = [self.template.format(text) for text in condition_texts(condition, self.class_names, self.name)]
+        return 100.0 * (self.network.images(images) * self.network.texts(texts)).sum(dim=-1)
+
+
+class AestheticVerifier(Verifier):
+    """LAION's improved aesthetic predictor: a small network on CLIP ViT-L-14's image embedding; 1 to 10, whatever the condition.
+
+    Args:
+        weights: its file; else the one of that name in torch's cache of checkpoints.
+        architecture, clip_weights: open_clip's names, of an embedding as wide as the head's.
+        device: where it works.
+    Raises:
+        CheckpointError: weights are not to be had, or do not fit.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path | None = None,
+        *,
+        architecture: str = "ViT-L-14",
+        clip_weights: str = "openai",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.head = _aesthetic_head(Path(weights) if weights else _cached_aesthetic()).to(device)
+        self.network = ClipImages(architecture, clip_weights).to(device)
+        self.name = f"aesthetic:{architecture}"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Tensor | None,
+        condition: list[Any],
+        *,
+        tokens: Tokens | None = None,
+        log_probs: Tensor | None = None,
+        num_new: int | None = None,
+    ) -> Tensor:
+        """See ``Verifier``."""
+        return self.head(self.network.images(images))[:, 0]
+
+
+def _cached_aesthetic() -> Path:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / _AESTHETIC_FILE
+    if not path.is_file():
+        raise CheckpointError(f"the aesthetic head is not on this machine; download {_AESTHETIC_URL} to {path}")
+    return path
+
+
+@lru_cache(maxsize=2)
+def _aesthetic_head(path: Path) -> nn.Module:
+    state = read_state(path)
+    first = state.get("layers.0.weight")
+    widths = (_AESTHETIC_WIDTHS[0] if first is None else first.shape[1], *_AESTHETIC_WIDTHS[1:])
+    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+    head = nn.Sequential(*layers)
+    named = {
+        f"{index}.{kind}": state.get(f"layers.{place}.{kind}")
+        for index, place in enumerate(_AESTHETIC_PLACES)
+        for kind in ("weight", "bias")
+    }
+    missing = [name for name, tensor in named.items() if tensor is None]
+    if missing or len(state) != len(named):
+        raise CheckpointError(f"{path} is not the improved aesthetic predictor: its layers are {sorted(state)[:4]} ...")
+    try:
+        head.load_state_dict(named)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is not the improved aesthetic predictor: {error}") from error
+    return head.requires_grad_(False).eval()
