@@ -208,6 +208,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = _command(
         commands,
+        "search",
+        _search,
+        "test-time search: the best of many candidates for each class or prompt, and scores against cost; resumable",
+        "vistok search --model runs/digit_ar_tiny/final --method best_of_n --method beam --budgets 1,8,32 --out outputs/search",
+    )
+    from vistok.report.search_command import add_search_arguments
+
+    add_search_arguments(sub, model_help=_MODEL_HELP)
+
+    sub = _command(
+        commands,
         "complexity",
         _complexity,
         "how many tokens each picture needs; sorts them from simple to complex",
@@ -626,6 +637,12 @@ def _generate(args: argparse.Namespace) -> dict[str, Any]:
     from vistok.report.generate_command import run_generate
 
     return run_generate(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
+
+
+def _search(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.report.search_command import run_search
+
+    return run_search(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
 
 
 def _complexity(args: argparse.Namespace) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def run_generate(
     generator = from_pretrained(args.model, device=device, dtype=getattr(torch, args.dtype))
     if not isinstance(generator, Generator):
         raise VistokError(f"{args.model} holds a {type(generator).__name__}, and a generator is wanted")
-    tokenizer = load_tokenizer(args.tokenizer or _named_tokenizer(generator), device=device)
+    tokenizer = load_tokenizer(args.tokenizer or named_tokenizer(generator), device=device)
     plan = _plan(args, generator)
     decode_condition = None
     if tokenizer.conditional:
@@ -117,7 +117,8 @@ def run_generate(
     return settings | {"files": files}
 
 
-def _named_tokenizer(generator: Generator) -> str:
+def named_tokenizer(generator: Generator) -> str:
+    """Name of the tokenizer whose tokens it makes."""
     card = generator.card
     name = (card.tokenizer if card is not None else "") or generator.config.tokenizer_model
     if not name:
@@ -128,21 +129,44 @@ def _named_tokenizer(generator: Generator) -> str:
 def _plan(args: argparse.Namespace, generator: Generator) -> SamplePlan:
     from vistok.generate.sample_set import SamplePlan
 
-    conditions: tuple[Any, ...] = (None,)
-    labels: tuple[int, ...] | None = None
-    prompts = _prompts(args)
-    if prompts:
-        conditions = tuple(prompts)
-    elif generator.num_classes:
-        entries = [_class(text) for text in args.classes.split(",")] if args.classes else range(generator.num_classes)
-        labels = tuple(int(label) for label in generator.encode_condition(list(entries)))
-        conditions = labels
-    elif args.classes:
-        raise VistokError(f"{generator.name or generator.family} has no classes; leave --classes away")
-    elif generator.conditional:
-        raise VistokError(f"{generator.name or generator.family} wants texts: give --prompt or --prompts")
+    conditions, labels = read_conditions(args, generator)
     num = len(conditions) * args.per_condition if args.per_condition is not None else (args.num or 64)
     return SamplePlan(num=num, conditions=conditions, seed=args.seed, labels=labels)
+
+
+def read_conditions(
+    args: argparse.Namespace, generator: Generator | None
+) -> tuple[tuple[Any, ...], tuple[int, ...] | None]:
+    """The conditions that ``--classes``, ``--prompt`` or ``--prompts`` name, and their class numbers where they are classes.
+
+    Args:
+        args: with these three options.
+        generator: by default, all of its classes are taken; None takes anything.
+    Raises:
+        VistokError: it has no such conditions.
+    """
+    from vistok.generate.base import class_labels
+
+    prompts = _prompts(args)
+    if prompts:
+        return tuple(prompts), None
+    entries = [_class(text) for text in args.classes.split(",")] if args.classes else []
+    if generator is None:
+        return tuple(entries) or (None,), None
+    if generator.num_classes:
+        found = class_labels(
+            entries or list(range(generator.num_classes)),
+            num_classes=generator.num_classes,
+            class_names=getattr(generator.config, "class_names", ()),
+            title=generator.name or generator.family,
+        )
+        labels = tuple(found.tolist())
+        return labels, labels
+    if entries:
+        raise VistokError(f"{generator.name or generator.family} has no classes; leave --classes away")
+    if generator.conditional:
+        raise VistokError(f"{generator.name or generator.family} wants texts: give --prompt or --prompts")
+    return (None,), None
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:
