@@ -201,6 +201,8 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=2, help="conditions that are searched for (default: 2)")
     parser.add_argument("--width", type=int, default=3, help="rows of a beam (default: 3)")
     parser.add_argument("--candidates", type=int, default=8, help="branches of a row (default: 8)")
+    parser.add_argument("--decoders", nargs="+", default=["one pass", "flow"], choices=["one pass", "flow"])
+    parser.add_argument("--methods", nargs="+", default=["beam", "lookahead"], choices=["beam", "lookahead"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     args = parser.parse_args()
@@ -209,8 +211,8 @@ def main() -> int:
     configs = [BeamConfig(**shape, max_steps=7), LookaheadConfig(**shape, max_steps=5, lookahead_number=8)]
     rows = []
     print(f"{'decoder':<10}{'method':<11}{'plain':>7}{'rows':>7}{'generator':>11}{'decoder':>9}", flush=True)
-    for kind in ("one pass", "flow"):
-        for config in configs:
+    for kind in args.decoders:
+        for config in (config for config in configs if config.name in args.methods):
             row = measure(kind, config, args.images, args.repeats)
             rows.append(row)
             print(
