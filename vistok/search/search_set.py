@@ -145,7 +145,9 @@ def _search(models: SearchModels, cell: SearchCell, plan: SamplePlan, indices: r
             Image.fromarray(pixels).save(file, format="PNG")
     scores = {"score": result.scores.tolist()}
     if models.judge is not None:
-        scores["judge"] = torch.as_tensor(models.judge(result.images, conditions, tokens=result.tokens)).double().cpu().tolist()
+        scores["judge"] = (
+            torch.as_tensor(models.judge(result.images, conditions, tokens=result.tokens)).double().cpu().tolist()
+        )
     entries = [
         {
             "index": index,

@@ -1,7 +1,7 @@
 """Verifiers: what a search asks which candidate is better. One protocol: ``(images, condition) -> scores [N]``.
 
 By name: those that need nothing but a generator. Others are made: ``SimilarityVerifier`` (a reference image),
-``ClassifierVerifier`` (one's own classifier), ``SceneVerifier`` (rules), ``Ensemble`` (several as one).
+``ClassifierVerifier`` (one's own classifier), ``Ensemble`` (several as one).
 """
 
 from __future__ import annotations
@@ -77,6 +77,12 @@ def _hpsv2(generator: Generator | None) -> Verifier:
     return hpsv2(_class_names(generator))
 
 
+def _scene(generator: Generator | None) -> Verifier:
+    from vistok.search.verifiers.scene import SceneVerifier
+
+    return SceneVerifier()
+
+
 VERIFIERS: dict[str, Callable[[Generator | None], Verifier]] = {
     "likelihood": LikelihoodVerifier,
     "likelihood_as_shipped": _likelihood_as_shipped,
@@ -87,6 +93,7 @@ VERIFIERS: dict[str, Callable[[Generator | None], Verifier]] = {
     "image_reward": _image_reward,
     "pickscore": _pickscore,
     "hpsv2": _hpsv2,
+    "scene": _scene,
 }
 
 
