@@ -25,7 +25,7 @@ from vistok.metrics import (
     save_result,
     ssim,
 )
-from vistok.metrics.features import FeatureExtractor
+from vistok.metrics.extractor import FeatureExtractor
 from vistok.tokens import Tokens
 
 SIZE, GRID = 16, 4
@@ -92,8 +92,8 @@ class MeanColour(FeatureExtractor):
         nn.Module.__init__(self)
         self.weight_hash = "ab" * 8
 
-    def _features(self, images: Tensor) -> Tensor:
-        return images.mean(dim=(2, 3))
+    def _features(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        return {"pooled": images.mean(dim=(2, 3))}
 
 
 @pytest.fixture
@@ -321,7 +321,7 @@ def test_lpips_is_used_where_it_can_be_had(monkeypatch) -> None:
     [
         ({"limit": 0}, ConfigError, "limit is 1 or more, got 0"),
         ({"batch_size": 0}, ConfigError, "batch_size"),
-        ({"features": "clip"}, ConfigError, "features is one of"),
+        ({"features": "clop"}, ConfigError, "features is one of"),
         ({"protocol": "titk"}, ConfigError, "did you mean titok"),
         ({"protocol": Protocol(name="odd", crop="middle")}, DataError, "middle"),
         ({"length": 17}, VistokError, "1 to 16 tokens, got length=17"),

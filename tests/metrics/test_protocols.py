@@ -34,5 +34,31 @@ def test_names_are_unique(monkeypatch) -> None:
 def test_unknown_name_lists_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown protocol 'titokk'; did you mean titok\?"):
         get_protocol("titokk")
-    with pytest.raises(ConfigError, match="known: offline-lite0, titok"):
+    with pytest.raises(
+        ConfigError,
+        match="known: adm-50k, clean-fid, imagenet256-val, offline-lite0, pytorch-fid, titok, torch-fidelity",
+    ):
         get_protocol("zzz")
+
+
+def test_shipped_ones_say_what_they_differ_in() -> None:
+    adm, clean, pytorch, fidelity = (get_protocol(n) for n in ("adm-50k", "clean-fid", "pytorch-fid", "torch-fidelity"))
+    assert {one.resize for one in (adm, fidelity)} == {"tf1_bilinear"}
+    assert (pytorch.resize, clean.resize) == ("bilinear", "pil_bicubic")
+    assert (adm.crop, adm.neighbours, adm.neighbour_images, adm.is_shuffle) == ("arc", 3, 10_000, False)
+    assert get_protocol("imagenet256-val").crop == "arc" and get_protocol("titok").crop == "center"
+    assert all(one.weights_hash == "6726825d" for one in (adm, clean, pytorch, fidelity))
+    assert "resize: pil_bicubic" in clean.lines()
+
+
+def test_a_changed_one_has_a_new_name() -> None:
+    adm = get_protocol("adm-50k")
+    mine = adm.changed("adm-center", crop="center")
+    assert (mine.name, mine.crop, mine.neighbours, mine.source) == ("adm-center", "center", 3, "adm-50k, changed")
+    for name in ("adm-50k", "titok"):
+        with pytest.raises(ConfigError, match="new name"):
+            adm.changed(name, crop="center")
+    with pytest.raises(ConfigError, match="no 'crops'"):
+        adm.changed("x", crops="center")
+    with pytest.raises(ConfigError, match="resize is one of"):
+        adm.changed("x", resize="lanczos")

@@ -30,7 +30,7 @@ __all__ = list(_EXPORTS)
 if TYPE_CHECKING:
     from vistok.metrics.codebook import CodebookUsage as CodebookUsage
     from vistok.metrics.curve import evaluate_curve as evaluate_curve
-    from vistok.metrics.features import FeatureExtractor as FeatureExtractor
+    from vistok.metrics.extractor import FeatureExtractor as FeatureExtractor
     from vistok.metrics.features import create_extractor as create_extractor
     from vistok.metrics.frechet import FeatureStats as FeatureStats
     from vistok.metrics.frechet import frechet_distance as frechet_distance

@@ -6,8 +6,6 @@ network connection; its distance is named ``fd_lite0``, and never compares with 
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
 import os
 import threading
@@ -18,11 +16,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vistok.errors import CheckpointError, ConfigError, MissingExtraError, VistokError, nearest, require
-from vistok.hub import read_state
+from vistok.errors import CheckpointError, ConfigError, MissingExtraError, nearest, require
 from vistok.losses.lite0 import find_lite0, load_lite0, prepare_lite0
+from vistok.metrics.extractor import FeatureExtractor
+from vistok.metrics.inception import InceptionFeatures
+from vistok.metrics.vit_features import ClipFeatures, DinoFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -31,77 +31,9 @@ _INCEPTION_URL = (
 )
 # pytorch-fid's file holds the same network under the same names.
 _INCEPTION_FILES = (Path(_INCEPTION_URL).name, "pt_inception-2015-12-05-6726825d.pth")
+_HUB = "https://huggingface.co"
 _ANSWER_SECONDS = 4.0
 _OFFLINE_VARIABLES = ("VISTOK_OFFLINE", "HF_HUB_OFFLINE")
-
-
-class FeatureExtractor(nn.Module):
-    """A frozen network from images to feature vectors.
-
-    Attributes:
-        name: what it is created by.
-        metric: what a Fréchet distance of its features is called.
-        dims: length of a vector.
-        weight_hash: 16 hex digits of the SHA-256 of its weights file.
-    """
-
-    name: str
-    metric: str
-    dims: int
-    package: str
-
-    def __init__(self, weights: Path) -> None:
-        super().__init__()
-        self.weight_hash = _file_hash(weights)
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> float32 [B, dims]."""
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise VistokError(f"{self.name} takes float images [B, 3, H, W], got {images.dtype} {list(images.shape)}")
-        with torch.autocast(images.device.type, enabled=False):
-            return self._features(images.float()).float()
-
-    def _features(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def train(self, mode: bool = True) -> FeatureExtractor:
-        """Stays in evaluation mode whatever is asked."""
-        return super().train(False)
-
-
-class InceptionFeatures(FeatureExtractor):
-    """InceptionV3 of 2015-12-05, pooled features, exactly as torch-fidelity computes them.
-
-    Images are rounded to 8 bits, and resized to 299 pixels as TensorFlow 1 did.
-
-    Args:
-        weights: a file of torch-fidelity or pytorch-fid.
-    Raises:
-        CheckpointError: unreadable, or another network.
-        MissingExtraError: torch-fidelity is not installed.
-    """
-
-    name, metric, dims, package = "inception", "fid", 2048, "torch-fidelity"
-
-    def __init__(self, weights: Path) -> None:
-        super().__init__(weights)
-        module = require("torch_fidelity.feature_extractor_inceptionv3", extra="eval", purpose="the FID network")
-        # torch-fidelity unpickles whatever it is given; it is given what was read as plain tensors.
-        checked = io.BytesIO()
-        torch.save(read_state(weights), checked)
-        checked.seek(0)
-        try:
-            self.network = module.FeatureExtractorInceptionV3(
-                "inception-v3-compat", [str(self.dims)], feature_extractor_weights_path=checked
-            )
-        except RuntimeError as error:  # what load_state_dict raises
-            raise CheckpointError(f"{weights} does not hold the Inception network of FID: {error}") from error
-        self.train(False)
-
-    def _features(self, images: Tensor) -> Tensor:
-        pixels = (images * 255.0).round().clamp(0.0, 255.0).to(torch.uint8)
-        return self.network(pixels)[0]
 
 
 class Lite0Features(FeatureExtractor):
@@ -116,6 +48,7 @@ class Lite0Features(FeatureExtractor):
     """
 
     name, metric, dims, package = "lite0", "fd_lite0", 1280, "timm"
+    layers = ("logits",)
 
     def __init__(self, weights: Path) -> None:
         super().__init__(weights)
@@ -123,8 +56,9 @@ class Lite0Features(FeatureExtractor):
         self.requires_grad_(False)
         self.train(False)
 
-    def _features(self, images: Tensor) -> Tensor:
-        return self.network.forward_head(self.network.forward_features(prepare_lite0(images)), pre_logits=True)
+    def _features(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        pooled = self.network.forward_head(self.network.forward_features(prepare_lite0(images)), pre_logits=True)
+        return {"pooled": pooled} | ({"logits": self.network.classifier(pooled)} if "logits" in layers else {})
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -133,19 +67,22 @@ class Lite0Features(FeatureExtractor):
 
 
 _EXTRACTORS: dict[str, type[FeatureExtractor]] = {
-    extractor.name: extractor for extractor in (InceptionFeatures, Lite0Features)
+    extractor.name: extractor for extractor in (InceptionFeatures, Lite0Features, DinoFeatures, ClipFeatures)
 }
 
 
-def create_extractor(name: str, *, weights: str | Path | None = None, download: bool = True) -> FeatureExtractor:
+def create_extractor(
+    name: str, *, weights: str | Path | None = None, download: bool = True, resize: str = "tf1_bilinear"
+) -> FeatureExtractor:
     """Make a feature extractor, on the CPU.
 
     Args:
-        name: ``inception`` or ``lite0``.
+        name: ``inception``, ``lite0``, ``dinov2`` or ``clip``.
         weights: a weights file. Without one, ``inception`` looks into torch's cache and then asks
-            the network; ``lite0`` takes the package's.
+            the network; ``lite0`` takes the package's; the others ask their packages.
         download: whether the network may be asked. The variables VISTOK_OFFLINE and HF_HUB_OFFLINE
             say no, too.
+        resize: how images come to the size of ``inception``; the others have a way of their own.
     Raises:
         ConfigError: unknown name.
         CheckpointError: the weights are not to be had or do not fit.
@@ -155,19 +92,31 @@ def create_extractor(name: str, *, weights: str | Path | None = None, download: 
         raise ConfigError(f"unknown features {name!r}; {nearest(name, _EXTRACTORS)}")
     if weights is not None and not Path(weights).is_file():
         raise CheckpointError(f"there is no weights file {weights} for the features {name}")
-    path = Path(weights) if weights is not None else _find_inception(download) if name == "inception" else find_lite0()
+    path = None if weights is None else Path(weights)
+    if name == "inception":
+        return InceptionFeatures(path or _find_inception(download), resize)
+    if name == "lite0":
+        return Lite0Features(path or find_lite0())
+    if path is None and not (download and may_download(_HUB)):
+        raise CheckpointError(
+            f"the features {name} want weights from the network, which is not asked or does not answer"
+        )
     return _EXTRACTORS[name](path)
 
 
 def choose_extractor(
-    names: tuple[str, ...], *, weights: str | Path | None = None, download: bool = True
+    names: tuple[str, ...],
+    *,
+    weights: str | Path | None = None,
+    download: bool = True,
+    resize: str = "tf1_bilinear",
 ) -> tuple[FeatureExtractor | None, str]:
     """The first of ``names`` that can be had, and why those before it, or all, could not.
 
     Args:
         names: extractors in order of preference.
         weights: of the first one.
-        download: as in ``create_extractor``.
+        download, resize: as in ``create_extractor``.
     Raises:
         CheckpointError: the given ``weights`` cannot be used: then no other features are taken.
     """
@@ -175,7 +124,7 @@ def choose_extractor(
     for name in names:
         own = weights if name == names[0] else None
         try:
-            return create_extractor(name, weights=own, download=download), "; ".join(reasons)
+            return create_extractor(name, weights=own, download=download, resize=resize), "; ".join(reasons)
         except (CheckpointError, MissingExtraError) as error:
             if own is not None:
                 raise
@@ -231,11 +180,3 @@ def _find_inception(download: bool) -> Path:
     except OSError as error:
         raise CheckpointError(f"the Inception weights cannot be fetched ({error}); {advice}") from error
     return target
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

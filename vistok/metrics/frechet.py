@@ -113,15 +113,20 @@ class FeatureStats:
         os.replace(temporary, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> FeatureStats:
-        """Read an ``.npz`` of this class or of pytorch-fid (which does not tell ``n``).
+    def load(cls, path: str | Path, *, spatial: bool = False) -> FeatureStats:
+        """Read an ``.npz`` of this class, of pytorch-fid, clean-fid or ADM (which do not tell ``n``).
 
+        Args:
+            path: the file.
+            spatial: of ADM's, the statistics of sFID.
         Raises:
             DataError: not such a file.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in ("mu", "sigma", "n", "features") if name in file.files}
+                names = {"mu": "mu_s", "sigma": "sigma_s"} if spatial else {}
+                wanted = {name: names.get(name, name) for name in ("mu", "sigma", "n", "features")}
+                arrays = {name: file[key] for name, key in wanted.items() if key in file.files}
         except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read the statistics {path}: {error}") from error
         return cls._from_arrays(arrays, str(path))

@@ -1,38 +1,66 @@
-"""How close a set of generated images is to a reference: the Fréchet distance under a named protocol (gFID)."""
+"""How close a set of images is to a reference, under a named protocol: Fréchet and kernel distances, IS, precision, recall ..."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import time
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from vistok.data.sources import ImageSource, open_source
-from vistok.data.transforms import check_names, crop_image, to_tensor
+from vistok.data.transforms import check_names
 from vistok.errors import CheckpointError, ConfigError, DataError
 from vistok.generate.sample_set import IMAGE_FOLDER, NPZ_FILE
+from vistok.metrics.extractor import file_hash
+from vistok.metrics.feature_set import FeatureSet, FeatureWork
 from vistok.metrics.frechet import FeatureStats, frechet_distance
 from vistok.metrics.instruments import Features, gather_instruments
-from vistok.metrics.processes import sum_over_processes
 from vistok.metrics.protocols import Protocol, get_protocol
 from vistok.metrics.result import describe_run
+from vistok.metrics.set_metrics import (
+    bootstrap_std,
+    clip_mmd,
+    density_coverage,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from vistok.metrics.features import FeatureExtractor
-
 logger = logging.getLogger(__name__)
+
+_KID_SUBSET = 1000
+_FEW = 10_000  # below that many images, distances depend on the number by more than papers differ
+_COVERAGE_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with.
+
+    Attributes:
+        images: pictures; of an evaluator's file, those that precision and recall are measured with.
+        stats, spatial: statistics that come instead of pictures.
+        described: what a result says about it.
+    """
+
+    images: ImageSource | None = None
+    stats: FeatureStats | None = None
+    spatial: FeatureStats | None = None
+    described: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def evaluate_generation(
     samples: ImageSource,
-    reference: ImageSource | FeatureStats,
+    reference: ImageSource | FeatureStats | Reference,
     *,
     protocol: str | Protocol = "titok",
     image_size: int | None = None,
@@ -41,33 +69,44 @@ def evaluate_generation(
     features: Features = "auto",
     weights: str | None = None,
     download: bool = True,
+    bootstrap: int = 0,
+    cache: str | Path | None = None,
+    num_workers: int = 0,
+    skip_unreadable: bool = False,
     accelerator: Accelerator | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """The Fréchet distance of samples from a reference.
+    """The distances of samples from a reference, and what they have of its quality and variety.
 
     Args:
         samples: as they were written; they are measured at their own size.
-        reference: pictures, cropped as the protocol says to ``image_size``; or statistics of them.
+        reference: pictures, cropped as the protocol says to ``image_size``; or statistics of them; or both, see ``open_reference``.
         protocol: a name of ``list_protocols()``, or a Protocol.
         image_size: of the reference's pictures; None takes the samples'.
         batch_size: images at a time, in each process.
         limit: take this many samples, evenly spaced; None takes all.
         features, weights, download: see ``evaluate_reconstruction``.
+        bootstrap: resamples that the standard deviation of the Fréchet distance is taken from; 0 leaves it out.
+        cache: folder to keep features in, from which a killed run goes on, and the next one has the reference.
+        num_workers: processes that read pictures ahead of the network.
+        skip_unreadable: leave out, and name, pictures that cannot be read; else they are an error, as a distance of
+            part of a set is another number.
         accelerator: shares the images between processes.
         device: of the extractor, without an accelerator.
         progress: show bars.
     Returns:
-        What JSON can hold: the distance by the name of its features (``fid`` or ``fd_lite0``), counts, protocol, sources.
+        What JSON can hold: the Fréchet distance by the name of its features (``fid``, ``fd_lite0`` ...), ``kid``, ``sfid``, ``is``,
+        ``precision``, ``recall``, ``density``, ``coverage``, ``cmmd``, as far as features and reference allow; ``confidence``,
+        standard deviations by metric and where they are from; counts, protocol, sources, notes.
     Raises:
         CheckpointError: the features cannot be had.
-        DataError: pictures that cannot be read, or too few: a distance of part of a set would be another number.
+        DataError: pictures that cannot be read.
     """
     started = time.perf_counter()
     protocol = get_protocol(protocol)
     check_names(protocol.crop, protocol.interpolation)
-    for option, value in (("batch_size", batch_size), ("limit", limit)):
+    for option, value in (("batch_size", batch_size), ("limit", limit), ("bootstrap", bootstrap + 1)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} is 1 or more, got {value}")
     device = torch.device(device) if accelerator is None else accelerator.device
@@ -83,86 +122,126 @@ def evaluate_generation(
     extractor = found.extractor
     if extractor is None:
         raise CheckpointError(f"there are no features to measure with: {found.left_out['fid']}")
-    share = _Share(extractor, batch_size, accelerator, device, progress)
+    work = FeatureWork(
+        extractor,
+        extractor.layers,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=accelerator,
+        device=device,
+        cache=None if cache is None else Path(cache),
+        skip_unreadable=skip_unreadable,
+        progress=progress,
+    )
+    reference = _as_reference(reference)
     count = len(samples) if limit is None else min(limit, len(samples))
-    own = share.statistics(samples, count, None, None, "samples")
-    if isinstance(reference, FeatureStats):
-        stats, described = reference, {"spec": "statistics", "size": reference.n}
-    else:
+    own = work.collect(samples, "samples", count=count, protocol=protocol)
+    theirs: FeatureSet | None = None
+    if reference.images is not None:
         size = image_size or samples.image(0).height
-        stats = share.statistics(reference, len(reference), size, protocol, "reference")
-        described = {"spec": reference.spec, "size": len(reference), "listing_hash": reference.listing_hash()}
-    notes = list(found.notes)
-    for what, statistics in (("samples", own), ("reference", stats)):
-        if statistics.n is not None and statistics.n <= extractor.dims:
-            notes.append(
-                f"{statistics.n} {what} are too few for {extractor.dims} features: the distance is far too high or low"
-            )
+        theirs = work.collect(reference.images, "reference", size=size, protocol=protocol)
+    numbers, confidence, notes = _measure(own, theirs, reference, protocol, extractor.metric, bootstrap)
+    skipped = {"samples": own.skipped, "reference": () if theirs is None else theirs.skipped}
     return {
         "kind": "generation",
-        extractor.metric: frechet_distance(own, stats),
+        **numbers,
+        "confidence": confidence,
         "metric": extractor.metric,
-        "samples": {"spec": samples.spec, "size": count, "listing_hash": samples.listing_hash()},
-        "reference": described,
+        "samples": {"spec": samples.spec, "size": len(own), "listing_hash": samples.listing_hash()},
+        "reference": reference.described | ({} if theirs is None else {"images": len(theirs)}),
+        "skipped": {name: {"count": len(names), "names": list(names[:100])} for name, names in skipped.items()},
         "protocol": dataclasses.asdict(protocol),
         "features": found.describe(),
-        "notes": notes,
+        "notes": [*found.notes, *notes],
         "processes": 1 if accelerator is None else accelerator.num_processes,
+        "batch_size": batch_size,
         **describe_run(device, found.packages),
         "seconds": time.perf_counter() - started,
     }
 
 
-class _Share:
-    """This process's part of the features of a set."""
-
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        batch_size: int,
-        accelerator: Accelerator | None,
-        device: torch.device,
-        progress: bool,
-    ) -> None:
-        self.extractor, self.batch_size, self.accelerator, self.device = extractor, batch_size, accelerator, device
-        self.progress = progress and (accelerator is None or accelerator.is_main_process)
-
-    @torch.no_grad()
-    def statistics(
-        self, source: ImageSource, count: int, size: int | None, protocol: Protocol | None, what: str
-    ) -> FeatureStats:
-        """Of ``count`` pictures, evenly spaced; the same on all processes."""
-        rank, processes = (
-            (0, 1) if self.accelerator is None else (self.accelerator.process_index, self.accelerator.num_processes)
-        )
-        places = list(range(count))[rank::processes]
-        where = self.device if self.device.type == "cuda" else "cpu"  # others may lack double precision
-        stats = FeatureStats(self.extractor.dims, features=self.extractor.name, device=where)
-        problem = ""
-        with tqdm(total=len(places), unit="image", desc=what, disable=not self.progress) as bar:
-            for start in range(0, len(places), self.batch_size):
-                try:
-                    batch = [
-                        _read(source, place * len(source) // count, size, protocol)
-                        for place in places[start : start + self.batch_size]
-                    ]
-                    stats.update(self.extractor(torch.stack(batch).to(self.device)))
-                except (DataError, RuntimeError) as error:
-                    problem = str(error)
-                    break
-                bar.update(len(batch))
-        failed = int(sum_over_processes(torch.tensor(int(bool(problem))), self.accelerator))
-        if failed:  # on all processes, or those without a problem would wait for ever
-            raise DataError(f"{what} {source.spec}: {problem or 'another process cannot read its pictures'}")
-        stats.all_reduce(self.accelerator)
-        return stats
+def _as_reference(reference: ImageSource | FeatureStats | Reference) -> Reference:
+    if isinstance(reference, Reference):
+        return reference
+    if isinstance(reference, FeatureStats):
+        return Reference(stats=reference, described={"spec": "statistics", "size": reference.n})
+    described = {"spec": reference.spec, "size": len(reference), "listing_hash": reference.listing_hash()}
+    return Reference(images=reference, described=described)
 
 
-def _read(source: ImageSource, index: int, size: int | None, protocol: Protocol | None) -> Tensor:
-    picture = source.image(index)
-    if size is None or protocol is None:
-        return to_tensor(picture)
-    return to_tensor(crop_image(picture, size, crop=protocol.crop, interpolation=protocol.interpolation))
+def _measure(
+    own: FeatureSet,
+    theirs: FeatureSet | None,
+    reference: Reference,
+    protocol: Protocol,
+    metric: str,
+    bootstrap: int,
+) -> tuple[dict[str, float], dict[str, dict[str, Any]], list[str]]:
+    """Numbers, their standard deviations, and what is to be said about them."""
+    numbers: dict[str, float] = {}
+    confidence: dict[str, dict[str, Any]] = {}
+    stats, ours = reference.stats or theirs.stats(), own.stats()
+    numbers[metric] = frechet_distance(ours, stats)
+    notes = _count_notes(ours, stats)
+    if bootstrap:
+
+        def resampled(indices: torch.Tensor) -> float:
+            layers = {"pooled": own.pooled[indices]}
+            return frechet_distance(FeatureSet(layers, features=own.features).stats(), stats)
+
+        std = bootstrap_std(resampled, len(own), resamples=bootstrap)
+        confidence[metric] = {"std": std, "from": f"bootstrap of the samples, {bootstrap} resamples"}
+    spatial = reference.spatial
+    if "spatial" in own.layers and (spatial is not None or (reference.stats is None and theirs is not None)):
+        numbers["sfid"] = frechet_distance(own.stats("spatial"), spatial or theirs.stats("spatial"))
+    if "logits" in own.layers:
+        splits = min(protocol.is_splits, len(own))
+        score = inception_score(own.layers["logits"], splits=splits, shuffle=protocol.is_shuffle)
+        name = "is" if metric == "fid" else "score_" + own.features
+        numbers[name] = score.value
+        confidence[name] = {"std": score.std, "from": f"{splits} splits"}
+        if len(own) < 5000:
+            notes.append(f"{len(own)} samples make an inception score that is too low; papers take 50,000")
+    if theirs is None:
+        notes.append("the reference is statistics: metrics that compare images with images are left out")
+        return numbers, confidence, notes
+    subset = min(_KID_SUBSET, len(own), len(theirs))
+    suffix = "" if metric == "fid" else "_" + own.features
+    if subset >= 2:
+        distance = kernel_distance(own.pooled, theirs.pooled, subset_size=subset)
+        numbers[f"kid{suffix}"] = distance.value
+        confidence[f"kid{suffix}"] = {"std": distance.std, "from": f"100 subsets of {subset}"}
+    pictures = theirs.pooled
+    if protocol.neighbour_images and protocol.neighbour_images < len(pictures):
+        chosen = np.random.RandomState(0).choice(len(pictures), protocol.neighbour_images, replace=False)
+        pictures = pictures[torch.from_numpy(np.sort(chosen))]
+    if min(len(own), len(pictures)) > max(protocol.neighbours, _COVERAGE_NEIGHBOURS):
+        values = precision_recall(own.pooled, pictures, neighbours=protocol.neighbours)
+        more = density_coverage(own.pooled, pictures, neighbours=_COVERAGE_NEIGHBOURS)
+        for name, value, number in zip(
+            ("precision", "recall", "density", "coverage"), (*values, *more), (len(own), len(pictures)) * 2, strict=True
+        ):
+            numbers[name + suffix] = value
+            if name != "density":  # a share of so many images
+                std = (max(value * (1 - value), 0.0) / number) ** 0.5
+                confidence[name + suffix] = {"std": std, "from": f"a share of {number} images"}
+    if metric == "fd_clip":
+        numbers["cmmd"] = clip_mmd(own.pooled, theirs.pooled)
+    return numbers, confidence, notes
+
+
+def _count_notes(own: FeatureStats, theirs: FeatureStats) -> list[str]:
+    """Warnings about numbers of images that distances are biased by."""
+    notes = []
+    for what, statistics in (("samples", own), ("reference", theirs)):
+        n = statistics.n
+        if n is not None and n <= own.dims:
+            notes.append(f"{n} {what} are too few for {own.dims} features: the distance is far too high or low")
+        elif n is not None and n < _FEW:
+            notes.append(
+                f"{n} {what}: the Fréchet distance falls with the number of images; compare it with sets of the same size only"
+            )
+    return notes
 
 
 def open_samples(where: str) -> ImageSource:
@@ -176,10 +255,29 @@ def open_samples(where: str) -> ImageSource:
     return open_source(where, split="all")
 
 
-def open_reference(spec: str, split: str | None) -> ImageSource | FeatureStats:
-    """A reference: a data source, or the ``.npz`` of its statistics (``mu``, ``sigma``)."""
+def open_reference(spec: str, split: str | None = None) -> ImageSource | Reference:
+    """A reference: a data source, or an ``.npz`` of pytorch-fid, clean-fid, ADM or ``save_reference``.
+
+    Such a file has statistics (``mu``, ``sigma``), and ADM's also those of sFID (``mu_s``, ``sigma_s``) and images (``arr_0``).
+    """
     from vistok.metrics.command import open_evaluated
 
-    if Path(spec).is_file() and spec.endswith(".npz"):
-        return FeatureStats.load(spec)
-    return open_evaluated(spec, split)[0]
+    path = Path(spec)
+    if not (path.is_file() and spec.endswith(".npz")):
+        return open_evaluated(spec, split)[0]
+    names = _names_in(path)
+    images = open_source(f"npz:{path}", split="all") if "arr_0" in names else None
+    described = {"spec": spec, "file_hash": file_hash(path)}
+    if "mu" not in names:
+        return Reference(images=images, described=described) if images is not None else FeatureStats.load(path)
+    spatial = FeatureStats.load(path, spatial=True) if "mu_s" in names else None
+    stats = FeatureStats.load(path)
+    return Reference(images, stats, spatial, described | {"size": stats.n})
+
+
+def _names_in(path: Path) -> list[str]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return list(file.files)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read {path}: {error}") from error

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from vistok.errors import CheckpointError, MissingExtraError
-from vistok.metrics.features import FeatureExtractor, choose_extractor, may_download
+from vistok.metrics.extractor import FeatureExtractor
+from vistok.metrics.features import choose_extractor, may_download
 from vistok.metrics.processes import all_agree, main_first
 from vistok.metrics.protocols import Protocol
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Features = Literal["auto", "inception", "lite0", "none"]
-FEATURES = ("auto", "inception", "lite0", "none")
+Features = Literal["auto", "inception", "lite0", "dinov2", "clip", "none"]
+FEATURES = ("auto", "inception", "lite0", "dinov2", "clip", "none")
 _LPIPS_HOST = "https://download.pytorch.org"
 
 
@@ -87,7 +88,8 @@ def _add_extractor(
         found.left_out["fid"] = "not asked for"
         return
     names = tuple(dict.fromkeys((protocol.features, "lite0"))) if features == "auto" else (features,)
-    found.extractor, reason = choose_extractor(names, weights=weights, download=download)
+    resize = "tf1_bilinear" if protocol.resize == "own" else protocol.resize
+    found.extractor, reason = choose_extractor(names, weights=weights, download=download, resize=resize)
     if found.extractor is None:
         if features != "auto":
             raise CheckpointError(reason)
@@ -97,6 +99,10 @@ def _add_extractor(
         found.notes.append(f"features {found.extractor.name} instead of {protocol.features}: {metric} is no FID")
         if reason and main:
             logger.warning("%s is measured instead of the protocol's distance: %s", metric, reason)
+    elif not found.extractor.weight_hash.startswith(protocol.weights_hash):
+        found.notes.append(
+            f"weights {found.extractor.weight_hash} instead of {protocol.weights} ({protocol.weights_hash}...)"
+        )
 
 
 def _add_lpips(found: Instruments, wanted: bool, download: bool) -> None:

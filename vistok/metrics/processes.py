@@ -25,6 +25,15 @@ def sum_over_processes(x: Tensor, accelerator: Accelerator | None) -> Tensor:
     return accelerator.reduce(x.to(accelerator.device), reduction="sum").to(x.device)
 
 
+def gather_objects(value: T, accelerator: Accelerator | None) -> list[T]:
+    """``value`` of every process, in their order, on all of them."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return [value]
+    values: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def main_first(make: Callable[[], T], accelerator: Accelerator | None) -> T:
     """What ``make`` gives, made on the main process first, so that it alone downloads.
 

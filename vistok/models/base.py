@@ -32,6 +32,17 @@ WEIGHTS_FILE = "model.safetensors"
 _HASHED_VALUES = 256
 
 
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """A fingerprint of weights: 16 hex digits, of up to 256 evenly spaced values of every tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        flat = tensor.detach().flatten()
+        picked = flat[:: max(1, flat.numel() // _HASHED_VALUES)]
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(picked.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="vistok", tags=["vistok"]):
     """A module that is built from a frozen dataclass and saved as ``config.json`` + ``model.safetensors``.
 
@@ -74,13 +85,7 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="vistok", ta
         version = tuple((tensor.data_ptr(), tensor._version) for tensor in (*self.parameters(), *self.buffers()))
         # Fused optimizers change weights without counting it, so nothing is kept while training.
         if self._hash[0] != version or self.training:
-            digest = hashlib.sha256()
-            for name, tensor in sorted(self.state_dict().items()):
-                flat = tensor.detach().flatten()
-                picked = flat[:: max(1, flat.numel() // _HASHED_VALUES)]
-                digest.update(f"{name}{tuple(tensor.shape)}".encode())
-                digest.update(picked.to("cpu", torch.float32).numpy().tobytes())
-            self._hash = (version, digest.hexdigest()[:16])
+            self._hash = (version, state_hash(self.state_dict()))
         return self._hash[1]
 
     def train(self, mode: bool = True) -> PretrainedModel:
