@@ -61,7 +61,7 @@ class AutoregressiveGenerator(Generator):
         null_hidden: Tensor | None = None,
         replacement: bool = True,
     ) -> Drawn:
-        """Draw the next id of every row n times, [B, n], with uniform numbers [B, n, draws_per_token].
+        """Draw the next id of every row n times, [B, n], with uniform numbers [B, n, draws_per_token]; the first is as ``draw_tokens`` draws it.
 
         Here from the probabilities of all ids, which are the products of their factors'; filters work on the factors, one by one.
 
@@ -76,8 +76,15 @@ class AutoregressiveGenerator(Generator):
         whole = dataclasses.replace(
             sampling, temperature=0.0 if sampling.greedy else 1.0, top_k=0, top_p=1.0, min_p=0.0, cfg_scale=1.0
         )
-        drawn = sample_several(spread, uniforms[..., 0], whole, replacement=replacement)
-        return Drawn(drawn.indices, plain.gather(-1, drawn.indices), drawn.draw_log_probs)
+        if sampling.greedy:
+            indices = sample_several(spread, uniforms[..., 0], whole).indices
+        else:  # the first is what one draw gives, factor by factor; the others are drawn as whole ids
+            indices = self.draw_tokens(hidden, uniforms[:, 0], sampling, null_hidden=null_hidden).indices[:, None]
+            if uniforms.shape[1] > 1:
+                left = spread if replacement else spread.scatter(-1, indices, float("-inf"))
+                others = sample_several(left, uniforms[:, 1:, 0], whole, replacement=replacement).indices
+                indices = torch.cat([indices, others], dim=1)
+        return Drawn(indices, plain.gather(-1, indices), spread.gather(-1, indices))
 
     def _spread_ids(
         self, hidden: Tensor, null_hidden: Tensor | None, sampling: SamplingConfig

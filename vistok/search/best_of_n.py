@@ -12,7 +12,7 @@ from vistok.errors import ConfigError, VistokError
 from vistok.generate.pairing import check_length
 from vistok.search.context import SearchContext
 from vistok.search.method import Found, SearchMethod
-from vistok.search.prior import candidate_seed
+from vistok.search.prior import candidate_seed, token_data
 from vistok.search.result import SearchStep, best_first
 from vistok.seeds import stable_seed
 from vistok.tokens import Tokens
@@ -73,7 +73,7 @@ class BestOfNConfig(SearchMethod):
                 tokens, log_probs = context.generate(owners, len(columns), seeds, sample=self.sample)
                 noise = self._noise(context, places)
                 measures.append(
-                    context.measure([owner for owner, _ in places], tokens.ids, log_probs, noise_seeds=noise)
+                    context.measure([owner for owner, _ in places], token_data(tokens), log_probs, noise_seeds=noise)
                 )
                 parts.append(tokens)
                 order += [owner * num + column for owner, column in places]
@@ -83,7 +83,7 @@ class BestOfNConfig(SearchMethod):
         kept = best_first(scores)[:, : context.num_results]
         winners = [(owner, column) for owner, columns in enumerate(kept.tolist()) for column in columns]
         return Found(
-            ids=tokens.ids.unflatten(0, (count, num)).gather(1, kept[..., None].expand(-1, -1, tokens.num_tokens)),
+            ids=token_data(tokens).unflatten(0, (count, num))[torch.arange(count)[:, None], kept],
             scores=scores.gather(1, kept),
             history=(SearchStep(tokens=tokens, scores=scores, kept=kept),),
             noise_seeds=self._noise(context, winners),

@@ -82,7 +82,7 @@ class SearchContext:
 
         Args:
             owners: N numbers of images.
-            ids: [N, t].
+            ids: [N, t], or latents [N, t, C].
             log_probs: [N, u] of the tokens drawn so far.
             drawn: u, where the ids go on beyond these; None is t.
             num_new: how many of the u are of this step; None where there are no steps.

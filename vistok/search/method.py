@@ -17,7 +17,7 @@ class Found:
     """What a method found, of B images.
 
     Attributes:
-        ids: int64 [B, r, t]: the winners of each image, best first but where the method says otherwise.
+        ids: int64 [B, r, t], or latents [B, r, t, C]: the winners of each image, best first but where the method says otherwise.
         scores: float64 [B, r].
         history: the rounds.
         shown: int64 [B, r, u], the rows whose images are shown, where these are not ``ids``.

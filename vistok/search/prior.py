@@ -31,6 +31,11 @@ def candidate_seed(seed: int, candidate: int) -> int:
     return seed if candidate == 0 else stable_seed(seed, candidate)
 
 
+def token_data(tokens: Tokens) -> Tensor:
+    """Ids [N, t], or latents [N, t, C]."""
+    return tokens.latents if tokens.is_continuous else tokens.ids
+
+
 class Rows(ABC):
     """Unfinished candidates of B images, those of an image side by side, all of one length t."""
 
@@ -105,9 +110,9 @@ class Prior(ABC):
     ) -> tuple[Tokens, Tensor | None]:
         """``num`` whole rows for each condition, side by side, one seed a row; and log-probabilities [N, L]."""
 
-    def tokens(self, ids: Tensor) -> Tokens:
-        """Ids of this prior as ``Tokens``."""
-        return Tokens(ids=ids, codebook_size=self.codebook_size)
+    @abstractmethod
+    def tokens(self, data: Tensor) -> Tokens:
+        """Ids [N, t], or latents [N, t, C], as ``Tokens`` of this prior's tokenizer."""
 
 
 class GeneratorPrior(Prior):
@@ -157,10 +162,10 @@ class GeneratorPrior(Prior):
         cost.token_forwards += result.token_forwards
         return result.tokens.to("cpu"), None if result.log_probs is None else result.log_probs.cpu()
 
-    def tokens(self, ids: Tensor) -> Tokens:
+    def tokens(self, data: Tensor) -> Tokens:
         config = self.generator.config
         return Tokens(
-            ids=ids,
+            **{"latents" if data.is_floating_point() else "ids": data},
             codebook_size=self.codebook_size,
             family=config.tokenizer_family,
             model=config.tokenizer_model,
@@ -325,8 +330,8 @@ class UniformPrior(Prior):
         rows = [_uniform_ids(seed, 1, length, codebook_product(self.codebook_size)) for seed in seeds]
         return self.tokens(torch.cat(rows)), None
 
-    def tokens(self, ids: Tensor) -> Tokens:
-        return Tokens(ids=ids, codebook_size=self.codebook_size, **self._names)
+    def tokens(self, data: Tensor) -> Tokens:
+        return Tokens(ids=data, codebook_size=self.codebook_size, **self._names)
 
 
 class UniformRows(Rows):

@@ -25,6 +25,7 @@ from vistok.generate.base import Generator
 from vistok.generate.sample_set import SamplePlan
 from vistok.models.base import Tokenizer
 from vistok.search.method import SearchMethod
+from vistok.search.prior import token_data
 from vistok.search.run import search
 from vistok.search.verifiers import Verifier
 
@@ -154,7 +155,7 @@ def _search(models: SearchModels, cell: SearchCell, plan: SamplePlan, indices: r
             "condition": condition if isinstance(condition, (str, int, type(None))) else repr(condition),
             "seed": plan.seed_of(index),
             **{name: values[row] for name, values in scores.items()},
-            "ids": result.tokens.ids[row].tolist(),
+            "tokens": token_data(result.tokens)[row].tolist(),
         }
         for row, (index, condition) in enumerate(zip(indices, conditions, strict=True))
     ]
