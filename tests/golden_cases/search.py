@@ -161,6 +161,7 @@ class ToyVerifier(Verifier):
 def _method(step: dict[str, Any]) -> tuple[SearchMethod, int]:
     """Our configuration of a recorded search, and its batch size."""
     config = dict(step["search_config"])
+    config.pop("decode_batch_size", None)  # the toy decoder is the same in any batches
     if step["algorithm"] == "best_of_n":
         size = config.pop("batch_size", None) or config.get("n_samples", 50)
         return BestOfNConfig(**config, own_noise=True), size
