@@ -290,7 +290,7 @@ def test_going_on_from_a_prefix(generator, tokenizer):
 
 
 def test_a_budget_is_candidates_an_image(generator, tokenizer):
-    for budget in (4, 17, 50):
+    for budget in (1, 4, 8, 17, 50):
         spy = Spy()
         result = search(
             generator,
@@ -305,9 +305,11 @@ def test_a_budget_is_candidates_an_image(generator, tokenizer):
             deduplicate=False,
         )
         assert result.cost.verifier_calls == spy.seen <= budget
-        more = result.history[0].scores.shape[1] + 1
-        config = BeamConfig(beam_width=2, token_schedule=(1, 2, 4, 8), candidates_per_beam=more)
-        assert config.num_candidates(32) > budget
+        branches, lengths = result.history[0].scores.shape[1], [step.tokens.num_tokens for step in result.history]
+        more = BeamConfig(beam_width=2, token_schedule=tuple(lengths), candidates_per_beam=branches + 1)
+        assert more.num_candidates(32) > budget and lengths[-1] == 8
+        assert branches > 1 or budget == 1  # a short schedule before rows that never branch
+        assert lengths == {1: [8], 4: [8], 8: [1, 8]}.get(budget, [1, 2, 4, 8])
 
 
 def test_an_ensemble_ranks_the_candidates_of_each_image(generator, tokenizer):
@@ -415,7 +417,7 @@ def test_rows_are_copied_and_selected(generator):
         ({"method": 3}, "its configuration"),
         ({"beam_width": 0}, "1 or more"),
         ({"branch_at": "first"}, "'last' token or over the whole 'step'"),
-        ({"budget": 2}, "scores 4 candidates or more"),
+        ({"budget": 0}, "1 or more candidates"),
         ({"candidates_per_beam": 5000}, "4096 ids"),
         ({"beam_with": 3}, "no option 'beam_with'"),
         ({"generator": "normal"}, "or from 'uniform'"),

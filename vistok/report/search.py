@@ -24,16 +24,15 @@ _SCORES = {"score": "score", "judge": "judge's score"}
 
 
 def search_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, a cell a row; "gain" is over the model's own cell of the least budget."""
+    """Header and rows, a cell a row; "gain" is over the model's best-of-N of the least budget (1: plain sampling), else over the least of its own."""
     judged = any("judge" in cell for cell in result["cells"])
     header = ["model", "method", "budget", "score", "+-", "gain", *(["judge", "+-"] if judged else [])]
     header += ["AR tokens", "decodings", "decoder passes", "verifier", "seconds"]
     rows = []
     for cell in result["cells"]:
-        first = min(
-            (other for other in result["cells"] if other["model"] == cell["model"]),
-            key=lambda other: other["cost"]["verifier_calls"],
-        )
+        own = [other for other in result["cells"] if other["model"] == cell["model"]]
+        plain = [other for other in own if other["method"] == "best_of_n"]
+        first = min(plain or own, key=lambda other: other["cost"]["verifier_calls"])
         cost = cell["cost"]
         rows.append(
             [

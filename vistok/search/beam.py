@@ -98,18 +98,27 @@ class BeamConfig(SearchMethod):
         return total
 
     def for_budget(self, budget: int, *, length: int, start: int = 0, rows: int = 1) -> BeamConfig:
-        """As many branches a row as the budget has room for."""
-        least = replace(self, candidates_per_beam=1).num_candidates(length, start, rows)
-        if budget < least:
-            raise VistokError(
-                f"{self.name} with this schedule scores {least} candidates or more for an image, got budget={budget}"
-            )
+        """As many branches a row as the budget has room for.
+
+        Where it has no room for two, the schedule gets shorter, for rows that never branch are no search: its first
+        lengths stay, which decide most, and the last.
+        """
+        if budget < 1:
+            raise VistokError(f"a budget is 1 or more candidates, got {budget}")
+        steps = sorted({wanted - start for wanted in self.lengths(length, start)})
+        method = self
+        while len(steps) > 1 and method._with(2).num_candidates(length, start, rows) > budget:
+            steps = [*steps[:-2], steps[-1]]
+            method = replace(self, token_schedule=tuple(steps))
         low, high = 1, budget
         while low < high:
             middle = (low + high + 1) // 2
-            fits = replace(self, candidates_per_beam=middle).num_candidates(length, start, rows) <= budget
+            fits = method._with(middle).num_candidates(length, start, rows) <= budget
             low, high = (middle, high) if fits else (low, middle - 1)
-        return replace(self, candidates_per_beam=low)
+        return method._with(low)
+
+    def _with(self, candidates: int) -> BeamConfig:
+        return replace(self, candidates_per_beam=candidates)
 
     def check(self, context: SearchContext) -> None:
         start = 0 if context.prefix is None else context.prefix.shape[1]

@@ -50,7 +50,7 @@ class SearchMethod(ABC):
             start: tokens there are at the beginning.
             rows: rows an image has at the beginning.
         Raises:
-            VistokError: it cannot do with so few.
+            VistokError: a budget of no candidate.
         """
 
     @abstractmethod

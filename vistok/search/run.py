@@ -66,7 +66,8 @@ def search(
         verifier: a name of ``vistok.search.VERIFIERS``, a ``Verifier``, or a function of (images, condition)
             -> scores [N], where ``condition`` is a list with one a candidate.
         budget: the candidates that may be scored for an image: N of best-of-N; for the others, it sets
-            ``candidates_per_beam`` as high as it goes. None leaves the method as it is.
+            ``candidates_per_beam`` as high as it goes, with fewer steps where it has no room for two. None leaves
+            the method as it is.
         num_results: winners to return for each condition.
         length: tokens a candidate has at most, for ordered tokenizers; None is all.
         prefix: tokens to go on from, R rows for each condition, all of one length; not of best-of-N.
