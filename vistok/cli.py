@@ -195,6 +195,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_generation_arguments(sub, data_help=_DATA_HELP)
 
+    from vistok.metrics.results_command import (
+        add_compare_arguments,
+        add_protocols_arguments,
+        add_self_check_arguments,
+    )
+
+    example = "vistok eval protocols adm-50k clean-fid"
+    add_protocols_arguments(_command(measures, "protocols", _eval_protocols, "named ways to measure", example))
+    text = "what must hold of an evaluator, tried on this machine"
+    add_self_check_arguments(_command(measures, "self-check", _eval_self_check, text, "vistok eval self-check"))
+
+    text = "results side by side, beside published figures; refuses to mix protocols"
+    add_compare_arguments(_command(commands, "compare", _compare, text, "vistok compare a.json b.json"))
+
     sub = _command(
         commands,
         "generate",
@@ -631,6 +645,24 @@ def _eval_gen(args: argparse.Namespace) -> dict[str, Any]:
     from vistok.metrics.generation_command import run_generation
 
     return run_generation(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
+
+
+def _eval_protocols(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.metrics.results_command import run_protocols
+
+    return run_protocols(args, say=lambda text: _say(args, text))
+
+
+def _eval_self_check(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.metrics.results_command import run_check
+
+    return run_check(args, say=lambda text: _say(args, text))
+
+
+def _compare(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.metrics.results_command import run_compare
+
+    return run_compare(args, say=lambda text: _say(args, text))
 
 
 def _generate(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+_NUMBERS = {"fid", "fd", "sfid", "kid", "is", "score", "precision", "recall", "density", "coverage", "cmmd"}
+
+
 def add_generation_arguments(parser: argparse.ArgumentParser, *, data_help: str = "") -> None:
     """Add the options; ``run_generation`` reads them."""
     add = parser.add_argument
@@ -28,9 +31,13 @@ def add_generation_arguments(parser: argparse.ArgumentParser, *, data_help: str 
     add(
         "--features",
         default="auto",
-        choices=("auto", "inception", "lite0"),
-        help="of the Fréchet distance (%(default)s)",
+        choices=("auto", "inception", "lite0", "dinov2", "clip"),
+        help="what is compared (%(default)s)",
     )
+    add("--bootstrap", type=int, default=0, metavar="N", help="the distance's standard deviation from N resamples")
+    add("--cache", type=Path, help="folder to keep features in: a killed run goes on, and a reference is read once")
+    add("--workers", type=int, default=0, help="processes that read pictures, for each process (%(default)s)")
+    add("--skip-unreadable", action="store_true", help="leave out, and name, pictures that cannot be read")
     add("--weights", help="file with the weights of the features")
     add("--no-download", action="store_true", help="do not ask the network for the weights of metrics")
     add("--device", default="", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
@@ -70,6 +77,10 @@ def run_generation(
         features=args.features,
         weights=args.weights,
         download=not args.no_download,
+        bootstrap=args.bootstrap,
+        cache=args.cache,
+        num_workers=args.workers,
+        skip_unreadable=args.skip_unreadable,
         accelerator=accelerator,
         device=device,
         progress=progress,
@@ -77,11 +88,16 @@ def run_generation(
     main = accelerator is None or accelerator.is_main_process
     if args.json_file is not None and main:
         save_result(result, args.json_file)
+    confidence = result["confidence"]
+    for name in (key for key in result if key in _NUMBERS or key.rsplit("_", 1)[0] in _NUMBERS):
+        if not isinstance(result[name], float):
+            continue
+        spread = f" +- {confidence[name]['std']:.2g} ({confidence[name]['from']})" if name in confidence else ""
+        say(f"{name}  {result[name]:.4g}{spread}")
     samples, reference = result["samples"], result["reference"]
-    say(f"{result['metric']}  {result[result['metric']]:.4g}")
     say(
-        f"{samples['size']} samples of {samples['spec']} against {reference['size']} of {reference['spec']}, protocol "
-        f"{result['protocol']['name']}"
+        f"{samples['size']} samples of {samples['spec']} against {reference.get('size') or reference.get('images')} of "
+        f"{reference['spec']}, protocol {result['protocol']['name']}"
     )
     for note in result["notes"]:
         say(f"note: {note}")
