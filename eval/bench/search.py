@@ -1,7 +1,8 @@
 """Beam search and lookahead beside a straightforward implementation: speed at equal results, and where the time goes.
 
-    python eval/bench/search.py                          # some minutes: random weights, the sizes of the tiny recipes
-    python eval/bench/search.py --images 8 --json f.json
+    python eval/bench/search.py --decoders "one pass"                                 # some minutes: random weights of the tiny recipes' sizes
+    python eval/bench/search.py --decoders flow --methods beam --images 1 --repeats 1    # as long: nearly all of it is the flow decoder
+    python eval/bench/search.py --images 8 --json f.json                              # everything
 
 "plain" is what one writes first: every candidate is drawn from the condition on, which reads its prefix again, and is decoded
 and scored by itself. "rows" is the same with the structure of the published framework: all rows of a step in one batch,

@@ -274,6 +274,9 @@ def test_ar_free_asks_the_verifier_alone_about_the_condition(generator, tokenize
         for label in (1, 2)
     ]
     assert results[0].tokens == results[1].tokens and set(asked) == {1, 2}
+    never = DigitAR(DigitARConfig(num_tokens=32, num_classes=5, class_dropout=0.0, width=16, depth=1, num_heads=1))
+    with pytest.raises(VistokError, match="never trained without its condition"):
+        search(never, tokenizer, 1, method=config, verifier=brightness)
     null = search(generator, tokenizer, None, method=BeamConfig(**vars(config)), seeds=[3], verifier=brightness)
     assert null.tokens == results[0].tokens
 

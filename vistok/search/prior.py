@@ -122,6 +122,8 @@ class GeneratorPrior(Prior):
         generator: any for whole rows; one that writes tokens in order for rows under way.
         sampling: differences from its defaults.
         conditional: give it the conditions; else it draws without them, and only the verifier sees them.
+    Raises:
+        VistokError: it is to draw without a condition, and cannot.
     """
 
     def __init__(
@@ -129,6 +131,11 @@ class GeneratorPrior(Prior):
     ) -> None:
         options = dict(sampling or {})
         if not conditional:
+            if generator.conditional and not generator.guidable:
+                raise VistokError(
+                    f"{generator.name or generator.family} was never trained without its condition, so it cannot draw "
+                    "without; search with method='beam', or over 'uniform'"
+                )
             options["cfg_scale"] = 1.0  # there is nothing to be guided to
         self.generator, self.conditional = generator, conditional
         self.options, self.sampling = options, generator.sampling.updated(**options)
