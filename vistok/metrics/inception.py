@@ -1,20 +1,17 @@
-"""The network of FID, and the ways in which evaluators bring images to its size."""
+"""The network of FID."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from vistok.errors import CheckpointError, require
 from vistok.hub import read_state
 from vistok.metrics.extractor import FeatureExtractor
+from vistok.metrics.resize import RESIZES
 
 _SIDE = 299
 _SPATIAL_CHANNELS = 7  # of Mixed_6d's first branch, as ADM's sFID takes them
@@ -33,7 +30,7 @@ class InceptionFeatures(FeatureExtractor):
 
     Args:
         weights: a file of torch-fidelity or pytorch-fid.
-        resize: a name of ``RESIZES``.
+        resize: a name of ``vistok.metrics.resize.RESIZES``.
     Raises:
         CheckpointError: unreadable, or another network.
         MissingExtraError: torch-fidelity is not installed.
@@ -60,7 +57,9 @@ class InceptionFeatures(FeatureExtractor):
 
     def _features(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         pixels = (images * 255.0).round().clamp(0.0, 255.0)
-        x = RESIZES[self.resize](pixels)
+        x = RESIZES[self.resize](pixels, _SIDE)
+        # pytorch-fid's range is exactly [-1, 1], the others' is the published graph's.
+        x = x / 127.5 - 1 if self.resize == "bilinear" else (x - 128) / 128
         found = {}
         for name in _BEFORE:
             x = getattr(self.network, name)(x)
@@ -72,31 +71,3 @@ class InceptionFeatures(FeatureExtractor):
         if "logits" in layers:
             found["logits"] = found["pooled"] @ self.network.fc.weight.T
         return found
-
-
-def _tf1_bilinear(pixels: Tensor) -> Tensor:
-    """TensorFlow 1's ``resize_bilinear``: corners of pixels, not their middles; torch-fidelity and ADM."""
-    helpers = require("torch_fidelity.feature_extractor_inceptionv3", extra="eval", purpose="the FID network")
-    resized = helpers.interpolate_bilinear_2d_like_tensorflow1x(pixels, size=(_SIDE, _SIDE), align_corners=False)
-    return (resized - 128) / 128
-
-
-def _bilinear(pixels: Tensor) -> Tensor:
-    """Middles of pixels, no antialias; pytorch-fid, whose range is exactly [-1, 1]."""
-    return 2 * F.interpolate(pixels / 255, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False) - 1
-
-
-def _pil_bicubic(pixels: Tensor) -> Tensor:
-    """Pillow's bicubic with antialias, channel by channel in float, clipped but not rounded; clean-fid."""
-    planes = pixels.flatten(0, 1).float().cpu().numpy()
-    size = (_SIDE, _SIDE)
-    resized = [np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC)) for plane in planes]
-    stacked = torch.from_numpy(np.stack(resized)).unflatten(0, pixels.shape[:2])
-    return (stacked.to(pixels.device).clamp(0.0, 255.0) - 128) / 128
-
-
-RESIZES: dict[str, Callable[[Tensor], Tensor]] = {
-    "tf1_bilinear": _tf1_bilinear,
-    "bilinear": _bilinear,
-    "pil_bicubic": _pil_bicubic,
-}

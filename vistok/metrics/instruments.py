@@ -88,8 +88,12 @@ def _add_extractor(
         found.left_out["fid"] = "not asked for"
         return
     names = tuple(dict.fromkeys((protocol.features, "lite0"))) if features == "auto" else (features,)
-    resize = "tf1_bilinear" if protocol.resize == "own" else protocol.resize
-    found.extractor, reason = choose_extractor(names, weights=weights, download=download, resize=resize)
+    # The stand-in has its own way, for the protocol's is that of its network.
+    own = len(names) > 1 and protocol.features != "lite0"
+    found.extractor, reason = choose_extractor(names[:1], weights=weights, download=download, resize=protocol.resize)
+    if found.extractor is None and own:
+        found.extractor, more = choose_extractor(names[1:], download=download)
+        reason = "; ".join(part for part in (reason, more) if part)
     if found.extractor is None:
         if features != "auto":
             raise CheckpointError(reason)
