@@ -509,7 +509,7 @@ def test_a_trained_model_can_be_used(work: Path, capsys: pytest.CaptureFixture[s
         (["tiny.yaml", "model.vqgan.multipliers=[]"], "multipliers are at least 1"),
         (["tiny.yaml", "model.quantizer=fsq", "model.levels=[1, 2, 2, 2]"], "levels are two or more"),
         (["tiny.yaml", "name=a/b"], "without slashes"),
-        (["tiny.yaml", "task=generator"], "`tokenizer` is missing"),
+        (["tiny.yaml", "task=generator"], "say whose tokens of them are wanted, by loss.tokenizer"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

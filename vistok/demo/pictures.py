@@ -14,6 +14,7 @@ from vistok.metrics.pixel import psnr
 from vistok.models.base import Tokenizer
 from vistok.report.grid import image_grid
 from vistok.report.strip import length_strip
+from vistok.report.trajectory import search_trajectory
 from vistok.search import SearchResult, search
 
 LENGTHS = (1, 4, 16, 64, 256)
@@ -71,3 +72,14 @@ def searched(
     rows = [list(result.images) for result in found.values()]
     captions = [[""] * len(prompts)] * (len(rows) - 1) + [list(prompts)]
     return image_grid(rows, row_titles=titles, captions=captions, scale=2), found
+
+
+def beams(
+    generator: Generator, tokenizer: Tokenizer, prompts: Sequence[str], *, seed: int = 0
+) -> tuple[Image.Image, SearchResult]:
+    """Beam search, a prompt a row: what was best at 1, 2, 4, ... tokens; log-likelihoods below."""
+    seeds = [seed + number for number in range(len(prompts))]
+    result = search(
+        generator, tokenizer, list(prompts), method="beam", beam_width=4, candidates_per_beam=4, seeds=seeds
+    )
+    return search_trajectory(tokenizer, result, names=list(prompts), seeds=seeds), result

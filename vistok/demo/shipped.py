@@ -13,7 +13,7 @@ from vistok.config import embedded_config, load_config
 from vistok.data import load_images, open_source
 from vistok.data.images import image_files
 from vistok.demo.parts import Parts, some_images
-from vistok.demo.pictures import ERRORS, coarse_to_fine, searched, tokens_needed
+from vistok.demo.pictures import ERRORS, beams, coarse_to_fine, searched, tokens_needed
 from vistok.errors import DataError
 from vistok.hub import from_pretrained
 from vistok.metrics.curve import evaluate_curve
@@ -41,6 +41,7 @@ PROMPTS = (
 _BUDGETS = (1, 4, 16)
 _SHOWN = 6
 _OWN = 12
+_BEAMS = 4
 _TUNED = "emoji:Smileys & Emotion"
 _COMMANDS = """\
 vistok reconstruct my_photo.jpg --model vistok_ordered --out grid.png
@@ -66,7 +67,7 @@ def run_demo(out: str | Path, *, pictures: Sequence[str | Path] = (), quick: boo
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     files = _files(pictures)
-    timed = Parts(6)
+    timed = Parts(7)
     ordered, adaptive, writer = timed(
         "load the models", lambda: [from_pretrained(n) for n in (ORDERED, ADAPTIVE, WRITER)]
     )
@@ -77,6 +78,8 @@ def run_demo(out: str | Path, *, pictures: Sequence[str | Path] = (), quick: boo
     prompts = PROMPTS[:2] if quick else PROMPTS
     samples, found = timed("generate, and search", searched, writer, ordered, prompts, budgets, seed=1)
     save_image(samples, out / "samples.png")
+    trajectory, beam = timed("search by beams", beams, writer, ordered, prompts[:_BEAMS], seed=1)
+    save_image(trajectory, out / "trajectory.png")
     tuning = timed("fine-tune", _fine_tune, ordered, own, out, quick)
     limit = 4 if quick else None
     options = {"perceptual": "none", "progress": False, "limit": limit}
@@ -85,7 +88,7 @@ def run_demo(out: str | Path, *, pictures: Sequence[str | Path] = (), quick: boo
     page = Page(
         "vistok: the demo", "One-dimensional, ordered, variable-length image tokens, on weights that come with vistok."
     )
-    _write(page, strips, counts, samples, found, tuning, curve)
+    _write(page, strips, counts, (samples, trajectory), {**found, "beam": beam}, tuning, curve)
     page.table(["part", "seconds"], [[name, f"{value:.1f}"] for name, value in timed.seconds.items()])
     page.save(out / "report.html")
     total = sum(timed.seconds.values())
@@ -183,8 +186,8 @@ def _write(
     page: Page,
     strips: dict[str, Any],
     counts: dict[str, Any],
-    samples: Any,
-    found: dict[int, Any],
+    samples: tuple[Any, Any],
+    found: dict[Any, Any],
     tuning: dict[str, Any],
     curve: dict[str, Any],
 ) -> None:
@@ -207,11 +210,21 @@ def _write(
         "one that the generator finds likeliest: the same model, more computing. It saw 1,693 emoji in its training and "
         "reads a text as the set of its words; what it was never shown in some form, it cannot draw."
     )
-    page.picture(samples, "Columns: prompts. Rows: more and more draws, of the same seeds.")
+    page.picture(samples[0], "Columns: prompts. Rows: more and more draws, of the same seeds.")
+    page.picture(
+        samples[1],
+        "Beam search judges prefixes, which only ordered tokens allow: the best beam after each step, with its log-likelihood.",
+    )
     page.table(
-        ["draws", "mean log-likelihood, nats", "token forwards", "seconds"],
+        ["draws", "pictures", "mean log-likelihood, nats", "token forwards", "seconds"],
         [
-            [budget, f"{float(result.scores.mean()):.1f}", result.cost.token_forwards, f"{result.cost.seconds:.1f}"]
+            [
+                budget,
+                len(result.scores),
+                f"{float(result.scores.mean()):.1f}",
+                result.cost.token_forwards,
+                f"{result.cost.seconds:.1f}",
+            ]
             for budget, result in found.items()
         ],
     )
