@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vistok.errors import VistokError
-from vistok.metrics import psnr, ssim
+from vistok.metrics import ms_ssim, psnr, ssim
 
 skimage_metrics = pytest.importorskip("skimage.metrics")
 
@@ -82,3 +82,28 @@ def test_refuses(metric) -> None:
 def test_ssim_needs_a_window() -> None:
     with pytest.raises(VistokError, match="11 x 11 pixels or more, got 10 x 16"):
         ssim(torch.rand(1, 3, 10, 16), torch.rand(1, 3, 10, 16))
+
+
+@pytest.mark.parametrize("size", [(176, 180), (256, 192)])
+def test_ms_ssim_is_torchmetrics(size: tuple[int, int]) -> None:
+    theirs = pytest.importorskip("torchmetrics.functional.image", reason="torchmetrics is not installed")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.interpolate(torch.rand(2, 3, 9, 9, generator=generator), size=size, mode="bicubic").clamp(
+        0, 1
+    )
+    y = (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+    expected = theirs.multiscale_structural_similarity_index_measure(
+        x.double(), y.double(), data_range=1.0, reduction="none", normalize="relu"
+    )
+    got = ms_ssim(x, y)
+    assert torch.equal(ms_ssim(y, x), got) and torch.allclose(ms_ssim(x, x), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(got, expected.double(), rtol=0, atol=2e-3)  # it pads its windows, and averages otherwise
+
+
+def test_ms_ssim_by_hand() -> None:
+    """Pictures whose scales are all alike: constant against constant has luminance at the last scale only."""
+    x, y = torch.full((1, 1, 176, 176), 0.5), torch.full((1, 1, 176, 176), 0.25)
+    luminance = (2 * 0.125 + 1e-4) / (0.25 + 0.0625 + 1e-4)
+    assert float(ms_ssim(x, y)) == pytest.approx(luminance**0.1333, rel=1e-9)
+    with pytest.raises(VistokError, match="176 pixels a side"):
+        ms_ssim(x[..., :175], y[..., :175])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "psnr": "vistok.metrics.pixel",
     "ssim": "vistok.metrics.pixel",
+    "ms_ssim": "vistok.metrics.pixel",
     "FeatureStats": "vistok.metrics.frechet",
     "frechet_distance": "vistok.metrics.frechet",
     "CodebookUsage": "vistok.metrics.codebook",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from vistok.metrics.features import create_extractor as create_extractor
     from vistok.metrics.frechet import FeatureStats as FeatureStats
     from vistok.metrics.frechet import frechet_distance as frechet_distance
+    from vistok.metrics.pixel import ms_ssim as ms_ssim
     from vistok.metrics.pixel import psnr as psnr
     from vistok.metrics.pixel import ssim as ssim
     from vistok.metrics.protocols import Protocol as Protocol

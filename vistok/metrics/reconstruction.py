@@ -23,7 +23,7 @@ from vistok.errors import ConfigError, DataError, VistokError
 from vistok.metrics.codebook import CodebookUsage
 from vistok.metrics.frechet import FeatureStats, frechet_distance
 from vistok.metrics.instruments import FEATURES, Features, Instruments, gather_instruments
-from vistok.metrics.pixel import psnr, ssim
+from vistok.metrics.pixel import MS_SSIM_SIDE, ms_ssim, psnr, ssim
 from vistok.metrics.processes import main_first, sum_over_processes
 from vistok.metrics.protocols import Protocol, get_protocol
 from vistok.metrics.result import describe_run
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 _MAX_PSNR = 100.0
 _LISTED = 100  # unreadable pictures named in a result
 # What is kept of every picture.
-_COLUMNS = ("read", "psnr", "ssim", "lpips", "tokens", "bits", "reached")
+_COLUMNS = ("read", "psnr", "ssim", "ms_ssim", "lpips", "tokens", "bits", "reached")
 
 
 def evaluate_reconstruction(
@@ -89,7 +89,7 @@ def evaluate_reconstruction(
         num_workers: processes that read pictures, for each process here.
         progress: show a bar.
     Returns:
-        What JSON can hold: ``psnr`` (at most 100 dB an image), ``ssim``, ``lpips``, ``fid`` or
+        What JSON can hold: ``psnr`` (at most 100 dB an image), ``ssim``, ``ms_ssim`` (from 176 pixels on), ``lpips``, ``fid`` or
         ``fd_lite0``, ``tokens_per_image``, ``bits_per_pixel``, ``codebook``, ``images``,
         ``images_per_second`` (encoding and decoding only) and all that a comparison has to know:
         protocol, ``deviations`` from it, and what was ``left_out`` with the reasons.
@@ -303,6 +303,7 @@ class _Run:
             torch.ones(len(images)),
             psnr(decoded, images).clamp(max=_MAX_PSNR),
             ssim(decoded, images),
+            ms_ssim(decoded, images) if min(images.shape[2:]) >= MS_SSIM_SIDE else images.new_zeros(len(images)),
             distance,
             tokens.lengths,
             tokens.bits(),
@@ -334,6 +335,8 @@ class _Run:
         measured = {"psnr": means["psnr"], "ssim": means["ssim"], "lpips": means["lpips"]}
         if self.instruments.lpips is None:
             measured["lpips"] = None
+        if self.tokenizer.image_size >= MS_SSIM_SIDE:
+            measured["ms_ssim"] = means["ms_ssim"]
         return {
             "kind": "reconstruction",
             **self._describe_model(),

@@ -18,6 +18,7 @@ from vistok.errors import VistokError
 _LABELS = {
     "psnr": ("PSNR", "dB"),
     "ssim": ("SSIM", ""),
+    "ms_ssim": ("MS-SSIM", ""),
     "lpips": ("LPIPS (VGG)", ""),
     "fid": ("rFID", ""),
     "fd_lite0": ("rFD-lite0 (not a FID)", ""),
