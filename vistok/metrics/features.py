@@ -121,16 +121,16 @@ def choose_extractor(
 
     Args:
         names: extractors in order of preference.
-        weights: of the first one.
-        download, resize: as in ``create_extractor``.
+        weights, resize: of the first one; the others have their own, for a resize belongs to a network.
+        download: as in ``create_extractor``.
     Raises:
         CheckpointError: the given ``weights`` cannot be used: then no other features are taken.
     """
     reasons = []
     for name in names:
-        own = weights if name == names[0] else None
+        own, size = (weights, resize) if name == names[0] else (None, "own")
         try:
-            return create_extractor(name, weights=own, download=download, resize=resize), "; ".join(reasons)
+            return create_extractor(name, weights=own, download=download, resize=size), "; ".join(reasons)
         except (CheckpointError, MissingExtraError) as error:
             if own is not None:
                 raise

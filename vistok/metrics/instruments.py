@@ -88,12 +88,8 @@ def _add_extractor(
         found.left_out["fid"] = "not asked for"
         return
     names = tuple(dict.fromkeys((protocol.features, "lite0"))) if features == "auto" else (features,)
-    # The stand-in has its own way, for the protocol's is that of its network.
-    own = len(names) > 1 and protocol.features != "lite0"
-    found.extractor, reason = choose_extractor(names[:1], weights=weights, download=download, resize=protocol.resize)
-    if found.extractor is None and own:
-        found.extractor, more = choose_extractor(names[1:], download=download)
-        reason = "; ".join(part for part in (reason, more) if part)
+    resize = protocol.resize if names[0] == protocol.features else "own"
+    found.extractor, reason = choose_extractor(names, weights=weights, download=download, resize=resize)
     if found.extractor is None:
         if features != "auto":
             raise CheckpointError(reason)
