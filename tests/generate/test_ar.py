@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -330,6 +331,9 @@ def test_training_shows_a_class_or_a_text_and_now_and_then_nothing() -> None:
     assert float((~has_class & ~has_text).double().mean()) == pytest.approx(0.1, abs=0.03)
     assert float(has_text.double().mean()) == pytest.approx(0.45, abs=0.05)
     torch.testing.assert_close(model._hide(condition[5:9], seeds[5:9]), shown[5:9])
+    model.config = replace(model.config, text_share=0.8)
+    share = (model._hide(condition, seeds)[:, 1:] >= 0).any(dim=1).double().mean()
+    assert float(share) == pytest.approx(0.72, abs=0.05)
     ids = torch.zeros(2000, 6, dtype=torch.int64)
     model(ids, condition, sample_seeds=seeds)["loss"].backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -338,3 +342,5 @@ def test_training_shows_a_class_or_a_text_and_now_and_then_nothing() -> None:
 def test_a_model_without_words_refuses_them() -> None:
     with pytest.raises(ConfigError, match="max_words"):
         DigitARConfig(words=("heart",))
+    with pytest.raises(ConfigError, match="text_share"):
+        DigitARConfig(text_share=1.5)

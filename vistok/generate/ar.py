@@ -47,8 +47,9 @@ class DigitARConfig:
             independent given the prefix) or ``softmax`` (one over all ids).
         dropout: on embeddings and on the outputs of attention and MLP, in training.
         class_dropout: the share of training rows whose condition is hidden, so that guidance works.
-        max_words: how many words of the training captions it learns at most, the most frequent ones; 0 for classes only. Half
-            of the training rows then see their caption, and the others their class.
+        max_words: how many words of the training captions it learns at most, the most frequent ones; 0 for classes only.
+        text_share: with words, the share of the training rows with a condition that see their caption; the others see their
+            class.
         words: these words.
         sampling: the defaults of ``generate``.
         tokenizer_family, tokenizer_model, tokenizer_hash: of the tokenizer whose tokens it was trained on.
@@ -66,6 +67,7 @@ class DigitARConfig:
     dropout: float = 0.0
     class_dropout: float = 0.1
     max_words: int = 0
+    text_share: float = 0.5
     words: tuple[str, ...] = ()
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tokenizer_family: str = ""
@@ -84,6 +86,8 @@ class DigitARConfig:
             raise ConfigError(f"{len(self.class_names)} class_names for {self.num_classes} classes")
         if self.max_words < 0 or len(self.words) > self.max_words or len(set(self.words)) < len(self.words):
             raise ConfigError(f"{len(self.words)} different words are more than max_words={self.max_words}")
+        if not 0.0 <= self.text_share <= 1.0:
+            raise ConfigError(f"text_share is from 0 to 1, got {self.text_share}")
         if not (0.0 <= self.dropout < 1.0 and 0.0 <= self.class_dropout < 1.0):
             raise ConfigError(
                 f"dropout and class_dropout are from 0 to below 1, got {self.dropout}, {self.class_dropout}"
@@ -293,7 +297,7 @@ class DigitAR(AutoregressiveGenerator):
         if condition.ndim == 1:
             return condition.masked_fill(dropped, -1)
         # The rest of the same number decides between class and words; a row that has only one of them keeps it.
-        by_text = chosen - self.config.class_dropout > (1.0 - self.config.class_dropout) / 2
+        by_text = chosen - self.config.class_dropout > (1.0 - self.config.class_dropout) * (1.0 - self.config.text_share)
         has_text, has_class = (condition[:, 1:] >= 0).any(dim=1), rows >= 0
         by_text = (by_text & has_text) | ~has_class
         hidden = torch.cat([by_text[:, None], (~by_text)[:, None].expand(-1, condition.shape[1] - 1)], dim=1)

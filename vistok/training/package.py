@@ -42,8 +42,7 @@ model = vistok.create_model("{name}", pretrained=True)
 
 - **Data**: the training part of the pictures that come with vistok (Noto emoji, Apache-2.0; photographs, public domain or
   CC0). The held-out part was never trained on.
-- **Recipe**: `vistok train configs/vistok/{recipe}`: {steps} steps of {batch_size} pictures, seed {seed}. The log is
-  `training.jsonl`.
+- **Recipe**: {recipe}; the log of it is `training.jsonl`.
 - **Weights**: {values:,} values at half precision; hash `{weight_hash}` once loaded.
 - **Licence**: Apache-2.0.
 
@@ -85,11 +84,10 @@ def package(run: str | Path, name: str, out: str | Path, *, tokenizer: str | Non
     text = _CARD.format(
         name=name,
         what=card.notes[:1].upper() + card.notes[1:] + ".",
-        recipe=f"{name.removeprefix('vistok_')}.yaml",
+        recipe=_recipe(config),
         values=sum(tensor.numel() for tensor in loaded.state_dict().values()),
         weight_hash=loaded.weight_hash(),
         measured="\n\n".join(note for note in notes if note),
-        **{key: config[key] for key in ("steps", "batch_size", "seed")},
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
     return folder
@@ -100,6 +98,15 @@ def _run_config(run: Path) -> dict[str, Any]:
     from vistok.training.config import TrainConfig
 
     return to_dict(load_config(TrainConfig, run / "config.yaml"))
+
+
+def _recipe(config: dict[str, Any]) -> str:
+    """How the run was started, in words."""
+    text = "`vistok train configs/vistok/{}.yaml`".format(config["name"].removeprefix("vistok_"))
+    if config["init_from"]:
+        first = Path(config["init_from"]).parent.name.removeprefix("vistok_")
+        text = f"`vistok train configs/vistok/{first}.yaml`, then {text}"
+    return f"{text}: {config['steps']:,} steps of {config['batch_size']} pictures, seed {config['seed']}"
 
 
 def _follow(model: PretrainedModel, run: Path, name: str | None) -> str:
