@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from vistok.errors import ConfigError, VistokError, nearest
 from vistok.generate.autoregressive import AutoregressiveGenerator
 from vistok.generate.base import class_labels, evaluating
+from vistok.generate.checks import check_config
 from vistok.generate.digits import DigitCode, DigitEmbedding, DigitHead
 from vistok.generate.kv_cache import KVCache
 from vistok.generate.sampling import Drawn, SamplingConfig, uniform_of
@@ -75,23 +76,15 @@ class DigitARConfig:
     tokenizer_hash: str = ""
 
     def __post_init__(self) -> None:
-        factors = self.codebook_size if isinstance(self.codebook_size, tuple) else (self.codebook_size,)
-        if not factors or min(factors) < 2:
-            raise ConfigError(f"codebook_size is two or more, or such factors; got {self.codebook_size}")
-        if min(self.num_tokens, self.width, self.depth, self.num_heads) < 1 or self.num_classes < 0:
-            raise ConfigError("num_tokens, width, depth and num_heads are 1 or more, num_classes 0 or more")
-        if self.width % self.num_heads:
-            raise ConfigError(f"the width {self.width} is not a multiple of the {self.num_heads} heads")
-        if self.class_names and len(self.class_names) != self.num_classes:
-            raise ConfigError(f"{len(self.class_names)} class_names for {self.num_classes} classes")
+        check_config(
+            self,
+            sizes=("num_tokens", "width", "depth", "num_heads"),
+            shares=("dropout", "class_dropout"),
+        )
         if self.max_words < 0 or len(self.words) > self.max_words or len(set(self.words)) < len(self.words):
             raise ConfigError(f"{len(self.words)} different words are more than max_words={self.max_words}")
         if not 0.0 <= self.text_share <= 1.0:
             raise ConfigError(f"text_share is from 0 to 1, got {self.text_share}")
-        if not (0.0 <= self.dropout < 1.0 and 0.0 <= self.class_dropout < 1.0):
-            raise ConfigError(
-                f"dropout and class_dropout are from 0 to below 1, got {self.dropout}, {self.class_dropout}"
-            )
 
     @property
     def factors(self) -> tuple[int, ...]:
@@ -297,7 +290,9 @@ class DigitAR(AutoregressiveGenerator):
         if condition.ndim == 1:
             return condition.masked_fill(dropped, -1)
         # The rest of the same number decides between class and words; a row that has only one of them keeps it.
-        by_text = chosen - self.config.class_dropout > (1.0 - self.config.class_dropout) * (1.0 - self.config.text_share)
+        by_text = chosen - self.config.class_dropout > (1.0 - self.config.class_dropout) * (
+            1.0 - self.config.text_share
+        )
         has_text, has_class = (condition[:, 1:] >= 0).any(dim=1), rows >= 0
         by_text = (by_text & has_text) | ~has_class
         hidden = torch.cat([by_text[:, None], (~by_text)[:, None].expand(-1, condition.shape[1] - 1)], dim=1)

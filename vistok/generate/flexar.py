@@ -8,7 +8,6 @@ together is data of the checkpoint (``vistok.convert.flexar``). Loads EPFL-VILAB
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vistok.errors import ConfigError, VistokError
 from vistok.generate.base import class_labels
+from vistok.generate.checks import check_config, check_heads, vocabulary_size
 from vistok.generate.flexar_blocks import Activation, ActivationMlp, AttentionConfig, FlexARBlock, NormConfig
 from vistok.generate.kv_cache import KVCache
 from vistok.generate.sampling import SamplingConfig
@@ -109,28 +109,24 @@ class FlexARConfig:
     tokenizer_hash: str = ""
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 2:
-            raise ConfigError(f"codebook_size is two or more, or such factors; got {self.codebook_size}")
-        if min(self.num_tokens, self.width, self.depth, self.mlp_width) < 1 or self.num_classes < 0:
-            raise ConfigError("num_tokens, width, depth and hidden_width are 1 or more, num_classes 0 or more")
+        check_config(
+            self,
+            sizes=("num_tokens", "width", "depth", "mlp_width"),
+            shares=("class_dropout",),
+        )
         if self.text and self.num_classes:
             raise ConfigError(
                 f"a model reads either classes or captions, got num_classes {self.num_classes} and a text"
             )
-        if self.class_names and len(self.class_names) != self.num_classes:
-            raise ConfigError(f"{len(self.class_names)} class_names for {self.num_classes} classes")
-        if not 0.0 <= self.class_dropout < 1.0:
-            raise ConfigError(f"class_dropout is from 0 to below 1, got {self.class_dropout}")
         if self.positions == "sincos" and self.width % 4:
             raise ConfigError(f"a sincos table has a width of a multiple of four, got {self.width}")
         for attention in (self.attention, self.reading) if self.text else (self.attention,):
-            if self.width % attention.num_heads:
-                raise ConfigError(f"the width {self.width} is not a multiple of the {attention.num_heads} heads")
+            check_heads(self.width, attention.num_heads)
 
     @property
     def vocab_size(self) -> int:
         """The number of ids."""
-        return math.prod(self.codebook_size) if isinstance(self.codebook_size, tuple) else self.codebook_size
+        return vocabulary_size(self.codebook_size)
 
     @property
     def mlp_width(self) -> int:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vistok.errors import ConfigError
 from vistok.generate.base import evaluating
+from vistok.generate.checks import check_config, vocabulary_size
 from vistok.generate.class_conditions import ClassConditions
 from vistok.generate.kv_cache import KVCache, causal_attention
 from vistok.generate.sampling import SamplingConfig
@@ -71,20 +72,11 @@ class GptConfig:
     tokenizer_hash: str = ""
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 2:
-            raise ConfigError(f"codebook_size is two or more, or such factors; got {self.codebook_size}")
-        if min(self.num_tokens, self.width, self.depth, self.num_heads, self.mlp_width) < 1 or self.num_classes < 0:
-            raise ConfigError(
-                "num_tokens, width, depth, num_heads and hidden_width are 1 or more, num_classes 0 or more"
-            )
-        if self.width % self.num_heads:
-            raise ConfigError(f"the width {self.width} is not a multiple of the {self.num_heads} heads")
-        if self.class_names and len(self.class_names) != self.num_classes:
-            raise ConfigError(f"{len(self.class_names)} class_names for {self.num_classes} classes")
-        if not (0.0 <= self.dropout < 1.0 and 0.0 <= self.class_dropout < 1.0):
-            raise ConfigError(
-                f"dropout and class_dropout are from 0 to below 1, got {self.dropout}, {self.class_dropout}"
-            )
+        check_config(
+            self,
+            sizes=("num_tokens", "width", "depth", "num_heads", "mlp_width"),
+            shares=("dropout", "class_dropout"),
+        )
         if self.positions == "rotary_2d" and (self.grid_size**2 != self.num_tokens or self.width // self.num_heads % 4):
             raise ConfigError(
                 f"rotary_2d wants a square number of tokens and heads of a multiple of four, got num_tokens "
@@ -94,7 +86,7 @@ class GptConfig:
     @property
     def vocab_size(self) -> int:
         """The number of ids."""
-        return math.prod(self.codebook_size) if isinstance(self.codebook_size, tuple) else self.codebook_size
+        return vocabulary_size(self.codebook_size)
 
     @property
     def mlp_width(self) -> int:

@@ -8,7 +8,6 @@ last block), modulated by the caption's embedding and an aesthetic score.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError, VistokError
 from vistok.generate.base import GenerationResult
 from vistok.generate.captions import CaptionCondition, read_captions
+from vistok.generate.checks import check_heads, check_shares, vocabulary_size
 from vistok.generate.masked import (
     Filled,
     MaskedGenerator,
@@ -110,21 +110,19 @@ class MaskGenConfig:
         wrong = [name for name in sizes if getattr(self, name) < 1]
         if wrong or self.spare_rows < 0:
             raise ConfigError(f"{', '.join(wrong) or 'spare_rows'} is below {1 if wrong else 0}")
-        if self.width % self.num_heads:
-            raise ConfigError(f"the width {self.width} is not a multiple of the {self.num_heads} heads")
+        check_heads(self.width, self.num_heads)
         if self.micro_dim < 0 or self.micro_dim % 2:
             raise ConfigError(f"micro_dim is 0 (off) or even, got {self.micro_dim}")
-        shares = ("text_dropout", "label_smoothing")
-        if not all(0.0 <= getattr(self, name) < 1.0 for name in shares) or not 0.0 <= self.unmasked_weight <= 1.0:
-            raise ConfigError(f"{', '.join(shares)} are from 0 to below 1, unmasked_weight from 0 to 1")
+        check_shares(self, ("text_dropout", "label_smoothing"))
+        if not 0.0 <= self.unmasked_weight <= 1.0:
+            raise ConfigError(f"unmasked_weight is from 0 to 1, got {self.unmasked_weight}")
         if not 0.0 < self.latent_scale < float("inf"):
             raise ConfigError(f"latent_scale is above 0, got {self.latent_scale}")
 
     @property
     def vocab_size(self) -> int:
         """K, the number of different ids; 0 for latents."""
-        size = self.codebook_size
-        return math.prod(size) if isinstance(size, tuple) else size or 0
+        return vocabulary_size(self.codebook_size) if self.codebook_size else 0
 
 
 class MaskGen(MaskedGenerator):

@@ -6,7 +6,6 @@ of post-norm blocks, or a ``uvit`` with long skips. The sequence is the class, t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from vistok.errors import ConfigError
 from vistok.generate.base import GenerationResult
+from vistok.generate.checks import check_config, vocabulary_size
 from vistok.generate.class_conditions import ClassConditions
 from vistok.generate.masked import (
     Filled,
@@ -73,26 +73,20 @@ class MaskGitConfig:
     def __post_init__(self) -> None:
         if self.network not in get_args(Network):
             raise ConfigError(f"network is one of {', '.join(get_args(Network))}; got {self.network}")
-        if self.vocab_size < 2:
-            raise ConfigError(f"codebook_size is two or more, or such factors; got {self.codebook_size}")
-        if min(self.num_tokens, self.width, self.depth, self.num_heads, self.hidden_width) < 1 or self.num_classes < 0:
-            raise ConfigError(
-                "num_tokens, width, depth, num_heads and hidden_width are 1 or more, num_classes 0 or more"
-            )
-        if self.width % self.num_heads:
-            raise ConfigError(f"the width {self.width} is not a multiple of the {self.num_heads} heads")
+        check_config(
+            self,
+            sizes=("num_tokens", "width", "depth", "num_heads", "hidden_width"),
+            shares=("dropout", "class_dropout", "label_smoothing"),
+        )
         if self.network == "uvit" and self.depth % 2:
             raise ConfigError(f"the depth of a uvit is even, half of it before the middle; got {self.depth}")
-        if self.class_names and len(self.class_names) != self.num_classes:
-            raise ConfigError(f"{len(self.class_names)} class_names for {self.num_classes} classes")
-        shares = ("dropout", "class_dropout", "label_smoothing")
-        if not all(0.0 <= getattr(self, name) < 1.0 for name in shares) or not 0.0 <= self.unmasked_weight <= 1.0:
-            raise ConfigError(f"{', '.join(shares)} are from 0 to below 1, unmasked_weight from 0 to 1")
+        if not 0.0 <= self.unmasked_weight <= 1.0:
+            raise ConfigError(f"unmasked_weight is from 0 to 1, got {self.unmasked_weight}")
 
     @property
     def vocab_size(self) -> int:
         """K, the number of different ids."""
-        return math.prod(self.codebook_size) if isinstance(self.codebook_size, tuple) else self.codebook_size
+        return vocabulary_size(self.codebook_size)
 
 
 class MaskGit(MaskedGenerator, ClassConditions):
