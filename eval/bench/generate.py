@@ -1,13 +1,14 @@
-"""Generation over a KV cache beside the same model without one: speed, tokens a second, and what the memory would allow.
+"""Generation beside the same model without a cache, and beside a plain cached one: speed, tokens a second, what memory would allow.
 
     python eval/bench/generate.py                                       # GPT-B, 256 tokens, one CPU thread: about 10 minutes
-    python eval/bench/generate.py --rows 1 8 --guidance 1.0 --json speed.json
+    python eval/bench/generate.py --model rar_b.imagenet --json speed.json
     python eval/bench/generate.py --device cuda --dtype bfloat16 --compile
 
 Ours is the public ``generate`` with all that belongs to it: guidance as one batch, draws, log-probabilities. Without a
 cache, every token reads the class and all tokens before it in one pass of the same model, and the head reads the last
 position only; draws are left out. That side is timed at five lengths along the way, and integrated by straight lines
-between them. Weights are random. "speed" is without / with cache in seconds: above 1, the cache is faster. "of bound" is
+between them. Weights are random. "no cache" is its seconds over ours: above 1, ours is faster. "plain cached" is the same for a cached
+implementation as the released code is built (``plain_cached.py``), which first must choose the same tokens. "of bound" is
 the share of the tokens a second that reading all weights and the filled cache once a token would allow, at the speed at
 which this device reads a large tensor in the same run. On the CPU: one thread, processor time, fp32.
 """
@@ -25,26 +26,54 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 import torch
+from plain_cached import plain_cached
 
+from vistok.errors import VistokError
 from vistok.generate.softmax import SoftmaxGenerator
 from vistok.hub import create_model
+
+from alternate import alternate
 
 _READ_BYTES = 2**29
 
 
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Seconds: of the processor, or on a GPU of the clock when all that was asked for is done."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def synchronised() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronised
+
+
 def _seconds(function: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """The median over calls, after one that is not counted."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    times = []
+    clock, times = _clock(device), []
     for _ in range(repeats + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
         start = clock()
         function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
         times.append(clock() - start)
     return statistics.median(times[1:])
+
+
+def _check_equal(model: SoftmaxGenerator, beside: Callable[..., torch.Tensor]) -> None:
+    """Both choose the same most likely tokens."""
+    length = min(16, model.num_tokens)
+    for scale in (1.0, 1.5):
+        options = {
+            "temperature": 0.0,
+            "cfg_scale": scale,
+            "cfg_schedule": "constant",
+            "cfg_start": 0.0,
+            "top_k": 0,
+            "top_p": 1.0,
+        }
+        ours = model.generate(0, 2, seeds=0, length=length, **options).tokens.ids
+        if not torch.equal(ours.cpu(), beside(0, 2, length=length, scale=scale, temperature=0.0).cpu()):
+            raise VistokError("the plain implementation chooses other tokens: it is no baseline")
 
 
 def _without_cache(model: SoftmaxGenerator, rows: int, length: int, points: int, repeats: int) -> float:
@@ -108,29 +137,43 @@ def main() -> int:
     if args.compile:
         model.compile_steps(**({"mode": "reduce-overhead"} if device.type == "cuda" else {}))
     length = args.length or model.num_tokens
+    beside = plain_cached(model)
+    if beside is not None:
+        _check_equal(model, beside)
     bandwidth = _bandwidth(device, dtype)
     rows = []
-    print(f"{'rows':>6}{'guidance':>10}{'tokens/s':>10}{'speed':>8}{'of bound':>10}", flush=True)
+    print(
+        f"{'rows':>6}{'guidance':>10}{'tokens/s':>10}{'no cache':>10}{'plain cached':>14}{'of bound':>10}", flush=True
+    )
     for count in args.rows:
         for scale in args.guidance:
             batch = count * (2 if scale != 1.0 else 1)
-            ours = _seconds(
-                lambda count=count, scale=scale: model.generate(0, count, seeds=0, length=length, cfg_scale=scale),
-                device,
-                args.repeats,
-            )
+
+            def generate(count: int = count, scale: float = scale) -> None:
+                model.generate(0, count, seeds=0, length=length, cfg_scale=scale)
+
+            def generate_plain(count: int = count, scale: float = scale) -> None:
+                beside(0, count, length=length, scale=scale)
+
+            ratio = None
+            if beside is None:
+                ours = _seconds(generate, device, args.repeats)
+            else:
+                ratio, ours = alternate(generate, generate_plain, args.repeats, clock=_clock(device))
             plain = _without_cache(model, batch, length, args.points, args.repeats)
             bound = count * bandwidth / _bytes_a_token(model, batch, length)
             row = {
                 "rows": count,
                 "guidance": scale,
                 "tokens_per_second": count * length / ours,
-                "speed": plain / ours,
+                "beside_no_cache": plain / ours,
+                "beside_plain_cached": ratio,
                 "of_bound": count * length / ours / bound,
             }
             rows.append(row)
             print(
-                f"{count:>6}{scale:>10g}{row['tokens_per_second']:>10.1f}{row['speed']:>8.1f}{row['of_bound']:>10.0%}",
+                f"{count:>6}{scale:>10g}{row['tokens_per_second']:>10.1f}{row['beside_no_cache']:>10.1f}"
+                f"{'-' if ratio is None else f'{ratio:.2f}':>14}{row['of_bound']:>10.0%}",
                 flush=True,
             )
     print(f"this device reads {bandwidth / 1e9:.1f} GB/s")
