@@ -19,6 +19,7 @@ from vistok.errors import VistokError
 from vistok.generate.base import GenerationResult, Generator, evaluating
 from vistok.generate.kv_cache import KVCache
 from vistok.generate.sampling import Drawn, SamplingConfig, filter_logits, guide_logits, row_noise, sample_several
+from vistok.generate.weight_layout import few_rows
 from vistok.tokens import Tokens
 
 _MAX_SPREAD = 1 << 18  # ids whose probabilities are all computed at once
@@ -28,6 +29,11 @@ class AutoregressiveGenerator(Generator):
     """A generator of tokens in order. A family implements the abstract methods below besides the contract's."""
 
     autoregressive = True
+
+    @property
+    def compiled(self) -> bool:
+        """Whether passes of one token run as a compiled program."""
+        return False
 
     @property
     @abstractmethod
@@ -177,9 +183,10 @@ class AutoregressiveGenerator(Generator):
         seeds: Sequence[int],
         sampling: SamplingConfig,
     ) -> GenerationResult:
-        rollout = Rollout(self, condition, sampling, prefix=None if prefix is None else prefix.ids)
-        rollout.branch(num)
-        rollout.extend(length - rollout.length, self.token_noise(seeds))
+        with few_rows(self, len(seeds) * (2 if sampling.guided else 1), length):
+            rollout = Rollout(self, condition, sampling, prefix=None if prefix is None else prefix.ids)
+            rollout.branch(num)
+            rollout.extend(length - rollout.length, self.token_noise(seeds))
         return GenerationResult(
             tokens=rollout.tokens(),
             seeds=tuple(seeds),

@@ -265,6 +265,22 @@ def _join(folder: Path, plan: SamplePlan, chunk_size: int) -> None:
     (folder / _PART_FOLDER).rmdir()
 
 
+def read_prompts(path: str | Path) -> list[str]:
+    """The texts of a file, a line each; empty lines do not count.
+
+    Raises:
+        DataError: it cannot be read, or holds none.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the prompts {path}: {error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise DataError(f"{path} holds no prompts; a text a line is wanted")
+    return prompts
+
+
 def first_images(folder: str | Path, count: int) -> torch.Tensor:
     """The first images of a set that is complete, float [n, 3, H, W] in [0, 1]."""
     folder = Path(folder)

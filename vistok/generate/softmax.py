@@ -42,6 +42,10 @@ class SoftmaxGenerator(AutoregressiveGenerator):
         return 1
 
     @property
+    def compiled(self) -> bool:
+        return self._step is not None
+
+    @property
     def guidable(self) -> bool:
         return self.conditional and self.config.class_dropout > 0
 
