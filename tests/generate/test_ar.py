@@ -344,3 +344,11 @@ def test_a_model_without_words_refuses_them() -> None:
         DigitARConfig(words=("heart",))
     with pytest.raises(ConfigError, match="text_share"):
         DigitARConfig(text_share=1.5)
+
+
+def test_an_unconditional_model_reads_no_labels_of_the_data() -> None:
+    model = DigitAR(DigitARConfig(num_classes=0, width=16, depth=1, num_heads=2, num_tokens=4, codebook_size=(2, 2)))
+    batch = {"label": torch.tensor([3, 0]), "caption": ["a", "b"]}
+    ids = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
+    assert torch.equal(model(ids, model.training_condition(batch))["loss"], model(ids)["loss"])
+    assert model.generate(model.sampling_condition(batch), seeds=[1, 2]).tokens.ids.shape == (2, 4)

@@ -229,12 +229,12 @@ class DigitAR(AutoregressiveGenerator):
     def training_condition(self, batch: Mapping[str, Any]) -> Tensor:
         """The class and the caption's words of every row; ``forward`` shows one of the two."""
         if not self.config.words:
-            return batch["label"]
+            return super().training_condition(batch)
         return self._condition_rows(batch["label"], [self._known_words(caption) for caption in batch["caption"]])
 
     def sampling_condition(self, batch: Mapping[str, Any]) -> Tensor:
         """The class: with the words beside it, it would be read as in no step of training."""
-        return batch["label"]
+        return super().training_condition(batch)
 
     @classmethod
     def data_facts(cls, values: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:

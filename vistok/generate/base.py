@@ -97,7 +97,7 @@ class Generator(PretrainedModel, ABC):
 
     def training_condition(self, batch: Mapping[str, Any]) -> Any:
         """What ``forward`` is to read of a training batch, which has ``label`` [B] and ``caption``, B texts."""
-        return batch["label"]
+        return batch["label"] if self.conditional else torch.full_like(batch["label"], -1)
 
     def sampling_condition(self, batch: Mapping[str, Any]) -> Any:
         """What ``generate`` and ``log_prob`` are to read of such a batch, in previews and validation."""
