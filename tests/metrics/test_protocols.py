@@ -62,3 +62,21 @@ def test_a_changed_one_has_a_new_name() -> None:
         adm.changed("x", crops="center")
     with pytest.raises(ConfigError, match="resize is one of"):
         adm.changed("x", resize="lanczos")
+
+
+def test_printed_changed_and_read_again(tmp_path) -> None:
+    adm = get_protocol("adm-50k")
+    text = "\n".join(adm.lines())
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    assert get_protocol(str(file)) == adm
+    file.write_text(text.replace("crop: arc", "crop: center"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml: a changed protocol has a new name; 'adm-50k' is taken"):
+        get_protocol(str(file))
+    file.write_text(text.replace("crop: arc", "crop: center").replace("name: adm-50k", "name: mine"))
+    assert get_protocol(str(file)) == adm.changed("mine", crop="center", source=adm.source)
+    file.write_text("name: mine\ncrops: center\n")
+    with pytest.raises(ConfigError, match="crops"):
+        get_protocol(str(file))
+    with pytest.raises(ConfigError, match="cannot read"):
+        get_protocol(str(tmp_path / "none.yaml"))

@@ -7,6 +7,7 @@ a dot, are ignored.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -96,6 +97,18 @@ class FolderSource(BaseSource):
 
     def name(self, index: int) -> str:
         return self._files[index]
+
+    def content_hash(self) -> str:
+        """SHA-256 over names, sizes and times of all files."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            try:
+                facts = (self.path / file).stat()
+                size, time = facts.st_size, facts.st_mtime_ns
+            except OSError:  # gone: an error when it is read
+                size = time = -1
+            digest.update(f"{file}\0{size}\0{time}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
     def _scan(self, root: Path) -> None:
         stems, texts = set(), set()

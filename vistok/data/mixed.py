@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -71,3 +72,6 @@ class MixedSource(BaseSource):
         part, place = self._find(index)
         again = f"#{self._rounds[part]}" if self._rounds[part] else ""
         return f"{self._parts[part].spec}/{self._parts[part].name(place)}{again}"
+
+    def content_hash(self) -> str:
+        return hashlib.sha256(" ".join(part.content_hash() for part in self._parts).encode()).hexdigest()

@@ -20,7 +20,7 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser, *, model_help:
     add("--model", required=True, help=model_help or "a registered name, a Hugging Face id, or a folder or file")
     add("--data", required=True, help=data_help or "a source of pictures, as in folder:PATH or emoji:")
     add("--split", choices=("train", "val", "all"), help="of the data (default: val; all where none is held out)")
-    add("--protocol", default="titok", help="a named protocol (%(default)s)")
+    add("--protocol", default="titok", help="a named protocol, or a file of one (%(default)s)")
     add("--limit", type=int, help="this many pictures, evenly spaced (default: all)")
     add("--batch-size", type=int, default=16, help="images at a time, in each process (%(default)s)")
     add("--length", type=int, help="keep this many leading tokens (ordered tokenizers only)")

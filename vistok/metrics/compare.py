@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vistok.errors import DataError, VistokError
+from vistok.metrics.protocols import Protocol
 from vistok.registry import cards
 
-# Which published figure a measured one is beside.
+# Which measured figure a published one is beside.
 _PUBLISHED = {
-    "reconstruction": {"fid": "rfid", "lpips": "lpips", "is": "is"},
-    "generation": {"fid": "gfid", "is": "is"},
+    "reconstruction": {"rfid": "fid", "lpips": "lpips", "is": "is"},
+    "generation": {"gfid": "fid", "fid_mjhq": "fid", "is": "is"},
 }
 _NOT_METRICS = {"seconds", "processes", "batch_size", "images", "unreadable", "image_size", "images_per_second"}
 _DESCRIBING = (
@@ -81,8 +83,9 @@ def compare_results(
 def protocol_differences(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the protocols, and the networks that were really used, differ in; the names alone do not count."""
     facts = {}
+    defaults = dataclasses.asdict(Protocol(""))  # of fields that are younger than a result
     for name, result in results.items():
-        fields = {key: value for key, value in result["protocol"].items() if key not in _DESCRIBING}
+        fields = {key: value for key, value in (defaults | result["protocol"]).items() if key not in _DESCRIBING}
         used = result.get("features") or {}
         facts[name] = fields | {"network": used.get("name"), "network's weights": used.get("weight_hash")}
     keys = dict.fromkeys(key for fact in facts.values() for key in fact)
@@ -106,7 +109,7 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _generator(result: Mapping[str, Any]) -> str:
-    return str((result.get("generator") or {}).get("name", ""))
+    return str(((result.get("sampling") or {}).get("generator") or {}).get("name", ""))
 
 
 def _published(result: Mapping[str, Any]) -> dict[str, float]:
@@ -115,7 +118,7 @@ def _published(result: Mapping[str, Any]) -> dict[str, float]:
     names = _PUBLISHED.get(str(result.get("kind", "reconstruction")), _PUBLISHED["reconstruction"])
     if card is None:
         return {}
-    return {ours: card.metrics[theirs] for ours, theirs in names.items() if theirs in card.metrics}
+    return {ours: card.metrics[theirs] for theirs, ours in names.items() if theirs in card.metrics}
 
 
 def _short(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 _CHUNK = 1024  # images of a file; whole batches
 _LISTED = 100
+
+
+def evenly_spaced(size: int, count: int | None) -> list[int]:
+    """``count`` places of ``size``, evenly spaced; all for None, or where there are no more."""
+    count = size if count is None else min(count, size)
+    return [place * size // count for place in range(count)]
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,14 @@ class FeatureWork:
     progress: bool = True
 
     def collect(
-        self, source: ImageSource, what: str, *, count: int | None = None, size: int | None = None, protocol: Protocol
+        self,
+        source: ImageSource,
+        what: str,
+        *,
+        count: int | None = None,
+        places: Sequence[int] | None = None,
+        size: int | None = None,
+        protocol: Protocol,
     ) -> FeatureSet:
         """Features of a source.
 
@@ -97,28 +110,34 @@ class FeatureWork:
             source: the pictures.
             what: is said beside the bar, and in errors.
             count: take this many, evenly spaced; None takes all.
+            places: take these instead, in this order.
             size: crop to this side as the protocol says; None takes pictures as they are.
             protocol: crop, interpolation and rounding.
         Raises:
             DataError: pictures that cannot be read, and are not to be skipped; or of different sizes.
         """
-        count = len(source) if count is None else min(count, len(source))
+        if places is None:
+            places = evenly_spaced(len(source), count)
+        count = len(places)
         rank, processes = (
             (0, 1) if self.accelerator is None else (self.accelerator.process_index, self.accelerator.num_processes)
         )
         step = max(1, _CHUNK // self.batch_size) * self.batch_size
         starts = list(range(0, count, step))
-        folder = self._folder(source, count, size, protocol)
+        folder = self._folder(source, places, size, protocol)
         chunks: dict[int, dict[str, Any]] = {}
         problem = ""
         with tqdm(total=count, unit="image", desc=what, disable=not self.progress or rank > 0) as bar:
             for start in starts[rank::processes]:
-                places = [place * len(source) // count for place in range(start, min(start + step, count))]
                 try:
                     chunk = _load(folder, start)
                     if chunk is None:
                         chunk = self._chunk(
-                            source, places, size, protocol, lambda n: bar.update(min(n * processes, count - bar.n))
+                            source,
+                            places[start : start + step],
+                            size,
+                            protocol,
+                            lambda n: bar.update(min(n * processes, count - bar.n)),
                         )
                         _save(folder, start, chunk)
                     chunks[start] = chunk
@@ -137,14 +156,15 @@ class FeatureWork:
             raise DataError(f"{what} {source.spec}: none of {count} pictures can be read")
         return FeatureSet(layers, skipped, self.extractor.name)
 
-    def _folder(self, source: ImageSource, count: int, size: int | None, protocol: Protocol) -> Path | None:
+    def _folder(self, source: ImageSource, places: Sequence[int], size: int | None, protocol: Protocol) -> Path | None:
         """Where this very set's features are kept."""
         if self.cache is None:
             return None
         facts = {
             "spec": source.spec,
-            "listing": source.listing_hash(),
-            "count": count,
+            "content": source.content_hash(),
+            "places": hashlib.sha256(json.dumps(list(places)).encode()).hexdigest(),
+            "count": len(places),
             "size": size,
             "crop": [protocol.crop, protocol.interpolation] if size is not None else None,
             "resize": protocol.resize,
@@ -163,7 +183,7 @@ class FeatureWork:
     def _chunk(
         self,
         source: ImageSource,
-        places: list[int],
+        places: Sequence[int],
         size: int | None,
         protocol: Protocol,
         done: Callable[[int], Any],
@@ -203,7 +223,7 @@ class FeatureWork:
 class _Pictures(Dataset[Any]):
     """Pictures as 8-bit tensors [3, H, W], or what is wrong with one."""
 
-    def __init__(self, source: ImageSource, places: list[int], size: int | None, protocol: Protocol) -> None:
+    def __init__(self, source: ImageSource, places: Sequence[int], size: int | None, protocol: Protocol) -> None:
         self.source, self.places, self.size, self.protocol = source, places, size, protocol
 
     def __len__(self) -> int:

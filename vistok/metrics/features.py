@@ -11,6 +11,8 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -103,11 +105,36 @@ def create_extractor(
         return InceptionFeatures(path or _find_inception(download), "tf1_bilinear" if resize == "own" else resize)
     if name == "lite0":
         return Lite0Features(path or find_lite0(), resize)
-    if path is None and not (download and may_download(_HUB)):
-        raise CheckpointError(
-            f"the features {name} want weights from the network, which is not asked or does not answer"
-        )
-    return _EXTRACTORS[name](path)
+    with _hub(download and path is None):
+        return _EXTRACTORS[name](path)
+
+
+def create_clip(model: str, *, download: bool = True) -> ClipFeatures:
+    """CLIP by open_clip's names, on the CPU.
+
+    Args:
+        model: ``ARCHITECTURE:WEIGHTS``; without weights, random ones (tests, dry runs).
+        download: whether the network may be asked; the cache always is.
+    Raises:
+        VistokError: unknown architecture.
+        CheckpointError: the weights are not to be had.
+    """
+    architecture, _, weights = model.partition(":")
+    with _hub(download and bool(weights)):
+        return ClipFeatures(architecture=architecture, pretrained=weights)
+
+
+@contextmanager
+def _hub(download: bool) -> Iterator[None]:
+    """Lets the packages ask the hub; or their caches only, where it may not be asked or does not answer."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not (download and may_download(_HUB))
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def choose_extractor(

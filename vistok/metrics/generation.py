@@ -3,59 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from vistok.data.sources import ImageSource, open_source
+from vistok.data.sources import ImageSource
 from vistok.data.transforms import check_names
 from vistok.errors import CheckpointError, ConfigError, DataError
-from vistok.generate.sample_set import IMAGE_FOLDER, NPZ_FILE
-from vistok.metrics.extractor import file_hash
-from vistok.metrics.feature_set import FeatureSet, FeatureWork
-from vistok.metrics.frechet import FeatureStats, frechet_distance
+from vistok.metrics.clip_score import TextFit, measure_text_fit
+from vistok.metrics.feature_set import FeatureSet, FeatureWork, evenly_spaced
+from vistok.metrics.findings import Findings, measure_sets
+from vistok.metrics.frechet import FeatureStats
 from vistok.metrics.instruments import Features, gather_instruments
 from vistok.metrics.protocols import Protocol, get_protocol
 from vistok.metrics.result import describe_run
-from vistok.metrics.set_metrics import (
-    bootstrap_std,
-    clip_mmd,
-    density_coverage,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
+from vistok.metrics.samples import Reference, Samples, as_reference
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-logger = logging.getLogger(__name__)
-
-_KID_SUBSET = 1000
-_FEW = 10_000  # below that many images, distances depend on the number by more than papers differ
-_COVERAGE_NEIGHBOURS = 5
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What samples are compared with.
-
-    Attributes:
-        images: pictures; of an evaluator's file, those that precision and recall are measured with.
-        stats, spatial: statistics that come instead of pictures.
-        described: what a result says about it.
-    """
-
-    images: ImageSource | None = None
-    stats: FeatureStats | None = None
-    spatial: FeatureStats | None = None
-    described: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def evaluate_generation(
@@ -70,6 +37,7 @@ def evaluate_generation(
     weights: str | None = None,
     download: bool = True,
     bootstrap: int = 0,
+    clip_score: bool = True,
     cache: str | Path | None = None,
     num_workers: int = 0,
     skip_unreadable: bool = False,
@@ -87,7 +55,9 @@ def evaluate_generation(
         batch_size: images at a time, in each process.
         limit: take this many samples, evenly spaced; None takes all.
         features, weights, download: see ``evaluate_reconstruction``.
-        bootstrap: resamples that the standard deviation of the Fréchet distance is taken from; 0 leaves it out.
+        bootstrap: resamples, 2 or more, that the standard deviations of Fréchet distances and of CMMD are taken from; 0 leaves them out.
+        clip_score: measure how well samples fit their texts, where they have some (see ``open_samples``) and the protocol's CLIP
+            can be had.
         cache: folder to keep features in, from which a killed run goes on, and the next one has the reference.
         num_workers: processes that read pictures ahead of the network.
         skip_unreadable: leave out, and name, pictures that cannot be read; else they are an error, as a distance of
@@ -97,8 +67,9 @@ def evaluate_generation(
         progress: show bars.
     Returns:
         What JSON can hold: the Fréchet distance by the name of its features (``fid``, ``fd_lite0`` ...), ``kid``, ``sfid``, ``is``,
-        ``precision``, ``recall``, ``density``, ``coverage``, ``cmmd``, as far as features and reference allow; ``confidence``,
-        standard deviations by metric and where they are from; counts, protocol, sources, notes.
+        ``precision``, ``recall``, ``density``, ``coverage``, ``cmmd``, ``clip_score`` (0 to 2.5) and ``clip_cosine``, as far as
+        features, reference and texts allow; ``left_out``, the others, with the reasons; ``confidence``, standard deviations by
+        metric and where they are from; counts, protocol, sources, how the samples were made, notes.
     Raises:
         CheckpointError: the features cannot be had.
         DataError: pictures that cannot be read.
@@ -106,9 +77,11 @@ def evaluate_generation(
     started = time.perf_counter()
     protocol = get_protocol(protocol)
     check_names(protocol.crop, protocol.interpolation)
-    for option, value in (("batch_size", batch_size), ("limit", limit), ("bootstrap", bootstrap + 1)):
+    for option, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} is 1 or more, got {value}")
+    if bootstrap < 0 or bootstrap == 1:
+        raise ConfigError(f"bootstrap is 0 (none), or 2 resamples or more; got {bootstrap}")
     device = torch.device(device) if accelerator is None else accelerator.device
     found = gather_instruments(
         protocol,
@@ -133,26 +106,36 @@ def evaluate_generation(
         skip_unreadable=skip_unreadable,
         progress=progress,
     )
-    reference = _as_reference(reference)
-    count = len(samples) if limit is None else min(limit, len(samples))
-    own = work.collect(samples, "samples", count=count, protocol=protocol)
+    reference = as_reference(reference)
+    places = evenly_spaced(len(samples), limit)
+    own = work.collect(samples, "samples", places=places, protocol=protocol)
     theirs: FeatureSet | None = None
     if reference.images is not None:
-        size = image_size or samples.image(0).height
+        size = image_size or _height(samples, places)
         theirs = work.collect(reference.images, "reference", size=size, protocol=protocol)
-    numbers, confidence, notes = _measure(own, theirs, reference, protocol, extractor.metric, bootstrap)
+    findings = measure_sets(own, theirs, reference, protocol, extractor.metric, bootstrap=bootstrap)
+    fit = TextFit(reason="not asked for")
+    if clip_score:
+        unread = set(own.skipped)
+        readable = [place for place in places if samples.name(place) not in unread]
+        fit = measure_text_fit(samples, readable, work, protocol, download=download)
+    _add_text_fit(findings, fit, len(own))
     skipped = {"samples": own.skipped, "reference": () if theirs is None else theirs.skipped}
+    made = {"sampling": samples.settings} if isinstance(samples, Samples) and samples.settings else {}
     return {
         "kind": "generation",
-        **numbers,
-        "confidence": confidence,
+        **findings.numbers,
+        "confidence": findings.confidence,
         "metric": extractor.metric,
-        "samples": {"spec": samples.spec, "size": len(own), "listing_hash": samples.listing_hash()},
+        "samples": {"spec": samples.spec, "size": len(own), "listing_hash": samples.listing_hash(), "limit": limit},
+        **made,
         "reference": reference.described | ({} if theirs is None else {"images": len(theirs)}),
         "skipped": {name: {"count": len(names), "names": list(names[:100])} for name, names in skipped.items()},
         "protocol": dataclasses.asdict(protocol),
         "features": found.describe(),
-        "notes": [*found.notes, *notes],
+        **({"clip": fit.described} if fit.described else {}),
+        "left_out": findings.left_out,
+        "notes": [*found.notes, *findings.notes],
         "processes": 1 if accelerator is None else accelerator.num_processes,
         "batch_size": batch_size,
         **describe_run(device, found.packages),
@@ -160,124 +143,22 @@ def evaluate_generation(
     }
 
 
-def _as_reference(reference: ImageSource | FeatureStats | Reference) -> Reference:
-    if isinstance(reference, Reference):
-        return reference
-    if isinstance(reference, FeatureStats):
-        return Reference(stats=reference, described={"spec": "statistics", "size": reference.n})
-    described = {"spec": reference.spec, "size": len(reference), "listing_hash": reference.listing_hash()}
-    return Reference(images=reference, described=described)
+def _height(samples: ImageSource, places: list[int]) -> int:
+    """Of the first picture that can be read."""
+    for place in places:
+        try:
+            return samples.image(place).height
+        except DataError:
+            continue
+    raise DataError(f"none of the samples of {samples.spec} can be read")
 
 
-def _measure(
-    own: FeatureSet,
-    theirs: FeatureSet | None,
-    reference: Reference,
-    protocol: Protocol,
-    metric: str,
-    bootstrap: int,
-) -> tuple[dict[str, float], dict[str, dict[str, Any]], list[str]]:
-    """Numbers, their standard deviations, and what is to be said about them."""
-    numbers: dict[str, float] = {}
-    confidence: dict[str, dict[str, Any]] = {}
-    stats, ours = reference.stats or theirs.stats(), own.stats()
-    numbers[metric] = frechet_distance(ours, stats)
-    notes = _count_notes(ours, stats)
-    if bootstrap:
-
-        def resampled(indices: torch.Tensor) -> float:
-            layers = {"pooled": own.pooled[indices]}
-            return frechet_distance(FeatureSet(layers, features=own.features).stats(), stats)
-
-        std = bootstrap_std(resampled, len(own), resamples=bootstrap)
-        confidence[metric] = {"std": std, "from": f"bootstrap of the samples, {bootstrap} resamples"}
-    spatial = reference.spatial
-    if "spatial" in own.layers and (spatial is not None or (reference.stats is None and theirs is not None)):
-        numbers["sfid"] = frechet_distance(own.stats("spatial"), spatial or theirs.stats("spatial"))
-    if "logits" in own.layers:
-        splits = min(protocol.is_splits, len(own))
-        score = inception_score(own.layers["logits"], splits=splits, shuffle=protocol.is_shuffle)
-        name = "is" if metric == "fid" else "score_" + own.features
-        numbers[name] = score.value
-        confidence[name] = {"std": score.std, "from": f"{splits} splits"}
-        if len(own) < 5000:
-            notes.append(f"{len(own)} samples make an inception score that is too low; papers take 50,000")
-    if theirs is None:
-        notes.append("the reference is statistics: metrics that compare images with images are left out")
-        return numbers, confidence, notes
-    subset = min(_KID_SUBSET, len(own), len(theirs))
-    suffix = "" if metric == "fid" else "_" + own.features
-    if subset >= 2:
-        distance = kernel_distance(own.pooled, theirs.pooled, subset_size=subset)
-        numbers[f"kid{suffix}"] = distance.value
-        confidence[f"kid{suffix}"] = {"std": distance.std, "from": f"100 subsets of {subset}"}
-    pictures = theirs.pooled
-    if protocol.neighbour_images and protocol.neighbour_images < len(pictures):
-        chosen = np.random.RandomState(0).choice(len(pictures), protocol.neighbour_images, replace=False)
-        pictures = pictures[torch.from_numpy(np.sort(chosen))]
-    if min(len(own), len(pictures)) > max(protocol.neighbours, _COVERAGE_NEIGHBOURS):
-        values = precision_recall(own.pooled, pictures, neighbours=protocol.neighbours)
-        more = density_coverage(own.pooled, pictures, neighbours=_COVERAGE_NEIGHBOURS)
-        for name, value, number in zip(
-            ("precision", "recall", "density", "coverage"), (*values, *more), (len(own), len(pictures)) * 2, strict=True
-        ):
-            numbers[name + suffix] = value
-            if name != "density":  # a share of so many images
-                std = (max(value * (1 - value), 0.0) / number) ** 0.5
-                confidence[name + suffix] = {"std": std, "from": f"a share of {number} images"}
-    if metric == "fd_clip":
-        numbers["cmmd"] = clip_mmd(own.pooled, theirs.pooled)
-    return numbers, confidence, notes
-
-
-def _count_notes(own: FeatureStats, theirs: FeatureStats) -> list[str]:
-    """Warnings about numbers of images that distances are biased by."""
-    notes = []
-    for what, statistics in (("samples", own), ("reference", theirs)):
-        n = statistics.n
-        if n is not None and n <= own.dims:
-            notes.append(f"{n} {what} are too few for {own.dims} features: the distance is far too high or low")
-        elif n is not None and n < _FEW:
-            notes.append(
-                f"{n} {what}: the Fréchet distance falls with the number of images; compare it with sets of the same size only"
-            )
-    return notes
-
-
-def open_samples(where: str) -> ImageSource:
-    """Samples: a folder that ``vistok generate`` wrote, an ``.npz``, any folder of pictures, or a data source."""
-    path = Path(where)
-    if path.is_dir():
-        written = [part for part in (path / NPZ_FILE, path / IMAGE_FOLDER) if part.exists()]
-        where = f"npz:{written[0]}" if written and written[0].is_file() else f"folder:{written[0] if written else path}"
-    elif path.is_file():
-        where = f"npz:{path}"
-    return open_source(where, split="all")
-
-
-def open_reference(spec: str, split: str | None = None) -> ImageSource | Reference:
-    """A reference: a data source, or an ``.npz`` of pytorch-fid, clean-fid, ADM or ``save_reference``.
-
-    Such a file has statistics (``mu``, ``sigma``), and ADM's also those of sFID (``mu_s``, ``sigma_s``) and images (``arr_0``).
-    """
-    from vistok.metrics.command import open_evaluated
-
-    path = Path(spec)
-    if not (path.is_file() and spec.endswith(".npz")):
-        return open_evaluated(spec, split)[0]
-    names = _names_in(path)
-    images = open_source(f"npz:{path}", split="all") if "arr_0" in names else None
-    described = {"spec": spec, "file_hash": file_hash(path)}
-    if "mu" not in names:
-        return Reference(images=images, described=described) if images is not None else FeatureStats.load(path)
-    spatial = FeatureStats.load(path, spatial=True) if "mu_s" in names else None
-    stats = FeatureStats.load(path)
-    return Reference(images, stats, spatial, described | {"size": stats.n})
-
-
-def _names_in(path: Path) -> list[str]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return list(file.files)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+def _add_text_fit(findings: Findings, fit: TextFit, count: int) -> None:
+    if fit.score is None or fit.cosine is None:
+        findings.left_out["clip_score"] = fit.reason
+        return
+    measured = fit.described["images"]
+    for name, estimate in (("clip_score", fit.score), ("clip_cosine", fit.cosine)):
+        findings.add(name, estimate.value, estimate.std, f"standard error over {measured} images")
+    if measured < count:
+        findings.notes.append(f"{count - measured} of {count} samples have no text and do not count in clip_score")

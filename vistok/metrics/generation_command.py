@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 _NUMBERS = {"fid", "fd", "sfid", "kid", "is", "score", "precision", "recall", "density", "coverage", "cmmd"}
+_NUMBERS |= {"clip_score", "clip_cosine"}
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser, *, data_help: str = "") -> None:
@@ -25,7 +26,7 @@ def add_generation_arguments(parser: argparse.ArgumentParser, *, data_help: str 
         help=f"{data_help or 'a source of pictures'}; or an .npz of statistics (mu, sigma)",
     )
     add("--split", choices=("train", "val", "all"), help="of the reference (default: val; all where none is held out)")
-    add("--protocol", default="titok", help="a named protocol (%(default)s)")
+    add("--protocol", default="titok", help="a named protocol, or a file of one (%(default)s)")
     add("--limit", type=int, help="this many samples, evenly spaced (default: all)")
     add("--batch-size", type=int, default=32, help="images at a time, in each process (%(default)s)")
     add(
@@ -35,6 +36,13 @@ def add_generation_arguments(parser: argparse.ArgumentParser, *, data_help: str 
         help="what is compared (%(default)s)",
     )
     add("--bootstrap", type=int, default=0, metavar="N", help="the distance's standard deviation from N resamples")
+    add(
+        "--captions",
+        type=Path,
+        metavar="FILE",
+        help="a text a line, which the samples have in turn, for CLIPScore (default: those that `vistok generate` took)",
+    )
+    add("--no-clip-score", action="store_true", help="do not measure how well samples fit their texts")
     add("--cache", type=Path, help="folder to keep features in: a killed run goes on, and a reference is read once")
     add("--workers", type=int, default=0, help="processes that read pictures, for each process (%(default)s)")
     add("--skip-unreadable", action="store_true", help="leave out, and name, pictures that cannot be read")
@@ -63,13 +71,14 @@ def run_generation(
     Raises:
         VistokError: whatever cannot be used.
     """
-    from vistok.metrics.generation import evaluate_generation, open_reference, open_samples
+    from vistok.metrics.generation import evaluate_generation
     from vistok.metrics.protocols import get_protocol
     from vistok.metrics.result import save_result
+    from vistok.metrics.samples import open_reference, open_samples
 
     get_protocol(args.protocol)
     result = evaluate_generation(
-        open_samples(args.samples),
+        open_samples(args.samples, captions=args.captions),
         open_reference(args.reference, args.split),
         protocol=args.protocol,
         batch_size=args.batch_size,
@@ -78,6 +87,7 @@ def run_generation(
         weights=args.weights,
         download=not args.no_download,
         bootstrap=args.bootstrap,
+        clip_score=not args.no_clip_score,
         cache=args.cache,
         num_workers=args.workers,
         skip_unreadable=args.skip_unreadable,
@@ -101,4 +111,6 @@ def run_generation(
     )
     for note in result["notes"]:
         say(f"note: {note}")
+    for name, reason in result["left_out"].items():
+        say(f"left out: {name}: {reason}")
     return result

@@ -11,6 +11,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import yaml
+
+from vistok.config import load_config
 from vistok.errors import ConfigError, nearest
 
 FeaturesName = Literal["inception", "lite0", "dinov2", "clip"]
@@ -38,6 +41,8 @@ class Protocol:
         is_splits, is_shuffle: parts of the inception score, and whether images are put into a random order first.
         neighbours: k of precision and recall.
         neighbour_images: reference images of precision and recall; 0 takes all.
+        clip_model, clip_prefix: of CLIPScore: open_clip's names, ``ARCHITECTURE:WEIGHTS`` (without weights: random ones), and
+            what is put before every text.
         source: where it is from.
     """
 
@@ -57,6 +62,8 @@ class Protocol:
     is_shuffle: bool = True
     neighbours: int = 3
     neighbour_images: int = 0
+    clip_model: str = "ViT-B-32:openai"
+    clip_prefix: str = "A photo depicts "
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -82,8 +89,8 @@ class Protocol:
         return copy
 
     def lines(self) -> list[str]:
-        """All of it as text, a line each."""
-        return [f"{key}: {value if value != '' else '-'}" for key, value in dataclasses.asdict(self).items()]
+        """All of it as YAML, a line each: written to a file, changed, and with a new name, ``get_protocol`` reads it."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, width=1000).splitlines()
 
 
 _PROTOCOLS: dict[str, Protocol] = {}
@@ -101,13 +108,18 @@ def register_protocol(protocol: Protocol) -> None:
 
 
 def get_protocol(name: str | Protocol) -> Protocol:
-    """The protocol of this name; a Protocol is given back as it is.
+    """The protocol of this name, or of a file ``*.yaml`` as ``Protocol.lines`` writes it; a Protocol is given back as it is.
 
     Raises:
-        ConfigError: unknown name; lists the nearest.
+        ConfigError: unknown name; lists the nearest. A file that is no protocol, or has another one's name.
     """
     if isinstance(name, Protocol):
         return name
+    if name.endswith((".yaml", ".yml")):
+        found = load_config(Protocol, name)
+        if _PROTOCOLS.get(found.name, found) != found:
+            raise ConfigError(f"{name}: a changed protocol has a new name; {found.name!r} is taken")
+        return found
     if name not in _PROTOCOLS:
         raise ConfigError(f"unknown protocol {name!r}; {nearest(name, _PROTOCOLS)}")
     return _PROTOCOLS[name]

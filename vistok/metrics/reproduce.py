@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vistok.errors import VistokError
 from vistok.registry import ModelCard, get_card
+from vistok.seeds import stable_seed
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NUM_SAMPLES = 50_000
-_EXPECTED = {"rfid": "fid", "gfid": "fid", "is": "is", "lpips": "lpips"}
+_EXPECTED = {"rfid": "fid", "gfid": "fid", "fid_mjhq": "fid", "is": "is", "lpips": "lpips"}
+_TOWERS = {"maskgen": "ViT-L-14-336:openai"}  # families that read texts by CLIP
+_CLASS_REFERENCE, _TEXT_REFERENCE = "VIRTUAL_imagenet256_labeled.npz", "folder:mjhq30k"
 
 
 def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +30,17 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     add("name", help="a registered model (vistok models)")
     add("--data", default="folder:imagenet/val", help="of tokenizers: the validation images (%(default)s)")
     add("--split", choices=("train", "val", "all"), help="of --data (default: val where some is held out; else all)")
-    add("--reference", default="VIRTUAL_imagenet256_labeled.npz", help="of generators: the reference (%(default)s)")
+    add(
+        "--reference",
+        help=f"of generators (default: {_CLASS_REFERENCE}, or {_TEXT_REFERENCE} of those that read texts)",
+    )
+    add(
+        "--prompts",
+        type=Path,
+        default=Path("mjhq30k.txt"),
+        metavar="FILE",
+        help="of generators that read texts: a text a line; one image each (%(default)s)",
+    )
     add("--protocol", help="another protocol than the paper's")
     add("--limit", type=int, help="so many images or samples only: a try, whose figure is not the paper's")
     add("--random-weights", action="store_true", help="do not load weights: shows that the whole of it runs")
@@ -84,7 +97,7 @@ def run_reproduce(
         for name, value in expected.items():
             measured = f"{result[name]:.4g}" if result.get(name) is not None else "not measured"
             say(f"{name}: {measured}; published {value:g}")
-        for name in ("psnr", "ssim", result.get("metric") or "fd_lite0", "fd_lite0"):
+        for name in dict.fromkeys(("psnr", "ssim", result.get("metric") or "fd_lite0", "fd_lite0", "clip_score")):
             if result.get(name) is not None and name not in expected:
                 say(f"{name}: {result[name]:.4g}")
         if partial:
@@ -96,16 +109,21 @@ def run_reproduce(
 
 
 def _model(name: str, random: bool, device: torch.device | str) -> Any:
-    """Published weights; or random ones, the same every time."""
+    """Published weights; or random ones, the same every time, which read texts by made-up features."""
     import torch
 
     from vistok.hub import create_model, from_pretrained
 
     if not random:
         return from_pretrained(name, device=device)
+    tower = dict(get_card(name).config).get("text_tower", _TOWERS.get(get_card(name).family))
+    changes = {} if tower is None else {"text_tower": str(tower).partition(":")[0]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return create_model(name).eval().to(device)
+        model = create_model(name, **changes).eval().to(device)
+    if getattr(model.config, "text", None) is not None:
+        model.text_encoder = MadeUpStates(model.config.text.width, model.config.text.length, device=device)
+    return model
 
 
 def _tokenizer(
@@ -138,22 +156,32 @@ def _tokenizer(
 def _generator(
     card: ModelCard, args: argparse.Namespace, folder: Path, device: torch.device | str, accelerator: Accelerator | None
 ) -> dict[str, Any]:
-    from vistok.generate.sample_set import SamplePlan, write_samples
-    from vistok.metrics.generation import evaluate_generation, open_reference, open_samples
+    from vistok.generate.sample_set import SamplePlan, read_prompts, write_samples
+    from vistok.metrics.generation import evaluate_generation
+    from vistok.metrics.protocols import get_protocol
+    from vistok.metrics.samples import open_reference, open_samples
 
     if not card.tokenizer:
         raise VistokError(f"{card.name} does not say whose tokens it makes")
+    # What is missing is said before models are loaded.
+    prompts = None if _reads_classes(card) else tuple(read_prompts(args.prompts))
+    reference = open_reference(args.reference or (_CLASS_REFERENCE if prompts is None else _TEXT_REFERENCE), None)
     generator = _model(args.name, args.random_weights, device)
-    if not generator.num_classes:
-        raise VistokError(
-            f"{card.name} draws from texts, and its paper's prompts are a set of their own: write samples of them by "
-            "`vistok generate --prompts FILE`, and measure these by `vistok eval gen`"
-        )
-    reference = open_reference(args.reference, None)
     tokenizer = _model(card.tokenizer, args.random_weights, device)
-    labels = tuple(range(generator.num_classes))
-    plan = SamplePlan(num=args.limit or _NUM_SAMPLES, conditions=labels, seed=0, labels=labels)
-    settings = write_samples(
+    protocol = get_protocol(args.protocol or protocol_of(card))
+    if prompts is None:
+        labels = tuple(range(generator.num_classes))
+        plan = SamplePlan(num=args.limit or _NUM_SAMPLES, conditions=labels, seed=0, labels=labels)
+    else:
+        plan = SamplePlan(num=min(args.limit or len(prompts), len(prompts)), conditions=prompts, seed=0)
+        if args.random_weights:
+            protocol = protocol.changed(f"{protocol.name}, a made-up CLIP", clip_model="tiny")
+    decode_condition = None
+    if tokenizer.conditional:
+        from vistok.models.text import ClipTextFeatures
+
+        decode_condition = ClipTextFeatures(pretrained=not args.random_weights).to(device)
+    write_samples(
         generator,
         tokenizer,
         plan,
@@ -161,12 +189,13 @@ def _generator(
         file_format="npz",
         batch_size=args.batch_size,
         chunk_size=max(args.batch_size, 64),
+        decode_condition=decode_condition,
         accelerator=accelerator,
     )
-    result = evaluate_generation(
-        open_samples(str(folder / "samples")),
+    return evaluate_generation(
+        open_samples(folder / "samples"),
         reference,
-        protocol=args.protocol or protocol_of(card),
+        protocol=protocol,
         batch_size=args.batch_size,
         features=args.features,
         weights=args.weights,
@@ -175,4 +204,33 @@ def _generator(
         accelerator=accelerator,
         device=device,
     )
-    return result | {"sampling": settings}
+
+
+def _reads_classes(card: ModelCard) -> bool:
+    """Whether a generator draws classes, as far as its card says."""
+    return card.family not in _TOWERS and "text" not in card.config
+
+
+class MadeUpStates:
+    """States of captions that depend on the captions alone, and mean nothing: for tries without a text encoder.
+
+    Args:
+        width: of a state.
+        length: the most words of a caption.
+        device: where they are wanted.
+    """
+
+    def __init__(self, width: int, length: int, *, device: torch.device | str = "cpu") -> None:
+        self.width, self.length, self.device = width, length, device
+
+    def __call__(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """N captions -> states [N, n, width] and mask bool [N, n]."""
+        import torch
+
+        counts = [min(len(text.split()) + 1, self.length) for text in captions]
+        states = torch.zeros(len(captions), max(counts), self.width)
+        for row, (text, count) in enumerate(zip(captions, counts, strict=True)):
+            own = torch.Generator().manual_seed(stable_seed("made-up text", text))
+            states[row, :count] = torch.randn(count, self.width, generator=own)
+        mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+        return states.to(self.device), mask.to(self.device)

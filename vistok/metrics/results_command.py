@@ -45,7 +45,7 @@ def run_protocols(args: argparse.Namespace, *, say: Callable[[str], None]) -> di
     names = args.names or list_protocols()
     found = {name: get_protocol(name) for name in names}
     for name, protocol in found.items():
-        say("\n".join([*protocol.lines(), ""]) if args.names else f"{name:<16} {protocol.source}")
+        say("\n".join(protocol.lines()) if args.names else f"{name:<16} {protocol.source}")
     return {name: dataclasses.asdict(protocol) for name, protocol in found.items()}
 
 

@@ -27,6 +27,13 @@ class Estimate:
     std: float
 
 
+def mean_of(values: Tensor) -> Estimate:
+    """The mean of values [N], and its standard error (NaN for one value)."""
+    values = values.double()
+    error = float(values.std(correction=1)) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return Estimate(float(values.mean()), error)
+
+
 def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = SEED) -> Estimate:
     """Kernel distance (KID, arXiv:1801.01401): the unbiased squared MMD under (x.y / D + 1)^3, over random subsets.
 
@@ -98,14 +105,26 @@ def density_coverage(samples: Tensor, reference: Tensor, *, neighbours: int = 5)
     Density: of how many reference balls a sample lies within, over k; it may be above 1. Coverage: the share of
     reference balls with a sample inside.
     """
+    hits, covered = ball_hits(samples, reference, neighbours=neighbours)
+    return float(hits.double().mean()) / neighbours, float(covered.double().mean())
+
+
+def ball_hits(samples: Tensor, reference: Tensor, *, neighbours: int = 5) -> tuple[Tensor, Tensor]:
+    """What density and coverage are means of: the number of reference balls around each sample, int64 [N], and whether
+    each ball has a sample inside, bool [M].
+
+    Args:
+        samples, reference: features [N, D] and [M, D].
+        neighbours: k, a vector itself not counted.
+    """
     _check(samples, reference, neighbours)
     balls = radii(reference, neighbours)
-    hits, covered = 0, torch.zeros(len(reference), dtype=torch.bool)
+    hits, covered = [], torch.zeros(len(reference), dtype=torch.bool)
     for _, distances in _distance_blocks(samples, reference):
         within = distances < balls
-        hits += int(within.sum())
+        hits.append(within.sum(dim=1))
         covered |= within.any(dim=0)
-    return hits / (neighbours * len(samples)), float(covered.double().mean())
+    return torch.cat(hits), covered
 
 
 def clip_mmd(samples: Tensor, reference: Tensor) -> float:

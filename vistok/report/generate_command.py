@@ -172,14 +172,9 @@ def read_conditions(
 def _prompts(args: argparse.Namespace) -> list[str]:
     if args.prompts is None:
         return list(args.prompt or [])
-    try:
-        lines = args.prompts.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise VistokError(f"cannot read the prompts {args.prompts}: {error}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise VistokError(f"{args.prompts} holds no prompts; a text a line is wanted")
-    return prompts
+    from vistok.generate.sample_set import read_prompts
+
+    return read_prompts(args.prompts)
 
 
 def _class(text: str) -> int | str:
