@@ -363,6 +363,8 @@ def test_result_file(tmp_path) -> None:
 def test_table() -> None:
     result = evaluate_reconstruction(MeanTokenizer(), Pictures(3), **CPU_ONLY)
     table = format_table(result)
-    assert f"PSNR               {result['psnr']:.4g} dB" in table
+    spread = result["confidence"]["psnr"]["std"]
+    assert f"PSNR               {result['psnr']:.4g} +- {spread:.2g} dB" in table
+    assert "dead codes" in table and "perplexity" in table
     assert "pictures:, 3 of 3 images" in table
     assert "left out: lpips: not asked for" in table

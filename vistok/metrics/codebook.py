@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,6 +89,20 @@ class CodebookUsage:
         self.tokens = int(sum_over_processes(torch.tensor(self.tokens), accelerator))
         self._counts = sum_over_processes(self._counts, accelerator)
         self._factor_counts = [sum_over_processes(counts, accelerator) for counts in self._factor_counts]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What ``restore`` goes on from."""
+        factors = {f"factor{number}": counts.numpy() for number, counts in enumerate(self._factor_counts)}
+        return {"tokens": np.array(self.tokens), "counts": self._counts.numpy(), **factors}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Forget what was counted, and go on from a ``state`` of the same codebook."""
+        if state["counts"].shape != tuple(self._counts.shape):
+            raise VistokError(f"a state of {len(state['counts'])} codes does not fit a codebook of {self.vocab_size}")
+        self.tokens, self._counts = int(state["tokens"]), torch.from_numpy(state["counts"].copy())
+        self._factor_counts = [
+            torch.from_numpy(state[f"factor{number}"].copy()) for number in range(len(self._factor_counts))
+        ]
 
     def compute(self) -> dict[str, float]:
         """What the counts say.

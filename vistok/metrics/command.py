@@ -33,6 +33,12 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser, *, model_help:
     add("--no-lpips", action="store_true", help="leave LPIPS out")
     add("--no-download", action="store_true", help="do not ask the network for the weights of metrics")
     add("--caption", help="for conditional models, as in 'A photo of a {class name}.' or '{caption}'")
+    add("--bootstrap", type=int, default=0, metavar="N", help="the distance's standard deviation from N resamples")
+    add(
+        "--cache",
+        type=Path,
+        help="folder to keep what was measured in: a killed run goes on; other settings are refused",
+    )
     add("--workers", type=int, default=0, help="processes that read pictures (%(default)s)")
     add("--device", default="", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     add("--json-file", type=Path, help="write the result here")
@@ -79,6 +85,8 @@ def run_reconstruction(
         lpips=not args.no_lpips,
         download=not args.no_download,
         caption=args.caption,
+        bootstrap=args.bootstrap,
+        cache=args.cache,
         num_workers=args.workers,
     )
     result["data"]["split"] = split

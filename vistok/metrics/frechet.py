@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,20 @@ class FeatureStats:
         shift = self.mean - mean
         self._scatter = sum_over_processes(self._scatter + own * torch.outer(shift, shift), accelerator)
         self.n, self.mean = total, mean
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What ``restore`` goes on from, bit for bit."""
+        count = np.array(-1 if self.n is None else self.n)
+        return {"n": count, "mean": self.mean.cpu().numpy(), "scatter": self._scatter.cpu().numpy()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Forget what was seen, and go on from a ``state`` of as many dimensions."""
+        if state["mean"].shape != (self.dims,):
+            raise VistokError(f"a state of {state['mean'].shape[0]} dimensions does not fit statistics of {self.dims}")
+        self.n = None if int(state["n"]) < 0 else int(state["n"])
+        self.mean, self._scatter = (
+            torch.from_numpy(state[name].copy()).to(self.mean.device) for name in ("mean", "scatter")
+        )
 
     def save(self, path: str | Path) -> None:
         """Write an ``.npz`` with ``mu`` and ``sigma`` as pytorch-fid has them, and ``n`` and ``features``."""

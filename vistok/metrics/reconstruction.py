@@ -6,28 +6,29 @@ the set, and the rest is sums, so the result does not depend on the number of pr
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from vistok.data.sources import ImageSource
 from vistok.data.transforms import check_names, crop_image, to_tensor
 from vistok.errors import ConfigError, DataError, VistokError
-from vistok.metrics.codebook import CodebookUsage
-from vistok.metrics.frechet import FeatureStats, frechet_distance
-from vistok.metrics.instruments import FEATURES, Features, Instruments, gather_instruments
-from vistok.metrics.pixel import MS_SSIM_SIDE, ms_ssim, psnr, ssim
-from vistok.metrics.processes import main_first, sum_over_processes
+from vistok.metrics.feature_set import evenly_spaced
+from vistok.metrics.instruments import FEATURES, Features, gather_instruments
+from vistok.metrics.kept_state import KeptState
+from vistok.metrics.processes import main_first
 from vistok.metrics.protocols import Protocol, get_protocol
+from vistok.metrics.reconstruction_run import ReconstructionRun
 from vistok.metrics.result import describe_run
-from vistok.models.target import Target, find_lengths
+from vistok.models.base import state_hash
+from vistok.models.target import Target
 from vistok.registry import cards
 
 if TYPE_CHECKING:
@@ -35,13 +36,7 @@ if TYPE_CHECKING:
 
     from vistok.models.base import Tokenizer
 
-logger = logging.getLogger(__name__)
-
-# An image that comes back exactly has no finite PSNR; a single wrong level in 256 x 256 x 3 has 101 dB.
-_MAX_PSNR = 100.0
-_LISTED = 100  # unreadable pictures named in a result
-# What is kept of every picture.
-_COLUMNS = ("read", "psnr", "ssim", "ms_ssim", "lpips", "tokens", "bits", "reached")
+_SAVE_SECONDS = 60.0  # between two states; longer where writing one takes long
 
 
 def evaluate_reconstruction(
@@ -60,6 +55,8 @@ def evaluate_reconstruction(
     download: bool = True,
     caption: str | None = None,
     text_encoder: Callable[[Sequence[str]], Any] | None = None,
+    bootstrap: int = 0,
+    cache: str | Path | None = None,
     num_workers: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -86,13 +83,17 @@ def evaluate_reconstruction(
         caption: of conditional tokenizers: the text for each picture, with ``{caption}`` and
             ``{class name}`` filled in; None takes what the model's card says, else ``{caption}``.
         text_encoder: captions to what ``decode`` takes as condition; CLIP's text tower by default.
+        bootstrap: resamples of the images, 2 or more, that the standard deviation of the Fréchet distance is taken from; 0 leaves it
+            out. The features of all images are kept in memory for it.
+        cache: folder to keep what was measured in, about once a minute; a killed run goes on from there, on as many processes, and
+            gives what it would have given. One that keeps an evaluation of other settings is refused.
         num_workers: processes that read pictures, for each process here.
         progress: show a bar.
     Returns:
         What JSON can hold: ``psnr`` (at most 100 dB an image), ``ssim``, ``ms_ssim`` (from 176 pixels on), ``lpips``, ``fid`` or
-        ``fd_lite0``, ``tokens_per_image``, ``bits_per_pixel``, ``codebook``, ``images``,
-        ``images_per_second`` (encoding and decoding only) and all that a comparison has to know:
-        protocol, ``deviations`` from it, and what was ``left_out`` with the reasons.
+        ``fd_lite0``, ``is`` or ``score_lite0``, ``tokens_per_image``, ``bits_per_pixel``, ``codebook`` (usage, perplexity, dead
+        codes ...), ``images``, ``images_per_second`` (encoding and decoding only), ``confidence`` (standard deviations by metric,
+        and where they are from) and all that a comparison has to know: protocol, ``deviations`` from it, and what was ``left_out`` with the reasons.
     Raises:
         VistokError: options that contradict each other or the tokenizer; NaN from the tokenizer.
         DataError: no picture can be read.
@@ -100,7 +101,7 @@ def evaluate_reconstruction(
     """
     started = time.perf_counter()
     protocol = get_protocol(protocol)
-    _check_options(tokenizer, source, protocol, batch_size, limit, length, features)
+    _check_options(tokenizer, source, protocol, batch_size, limit, length, features, bootstrap)
     target = None if target is None else Target.parse(target)
     if target is not None and (length is not None or not tokenizer.ordered):
         raise VistokError("a target goes with an ordered tokenizer, and without a length; leave one of them away")
@@ -116,21 +117,40 @@ def evaluate_reconstruction(
         accelerator=accelerator,
         device=device,
     )
-    count = len(source) if limit is None else min(limit, len(source))
-    indices = [place * len(source) // count for place in range(count)]
+    indices = evenly_spaced(len(source), limit)
+    count = len(indices)
     condition = None
     if tokenizer.conditional:
         condition = main_first(lambda: Condition(tokenizer, source, caption, text_encoder), accelerator)
-    run = _Run(tokenizer, protocol, length, target, instruments, condition, count)
+    run = ReconstructionRun(tokenizer, protocol, length, target, instruments, condition, count, bootstrap)
     rank, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    share = _Share(source, indices, range(rank, count, processes), tokenizer.image_size, protocol)
+    places = range(rank, count, processes)
+    kept, done, earlier = None, 0, 0.0
+    if cache is not None:
+        settings = run.settings(source, condition=None if condition is None else condition.describe())
+        settings |= {"limit": limit, "batch_size": batch_size, "device": device.type}
+        kept = KeptState(cache, "reconstruction", settings, seconds=_SAVE_SECONDS, accelerator=accelerator)
+        state = kept.load()
+        if state is not None:
+            run.restore(state)
+            done, earlier = int(state["done"]), float(state["seconds"])
+
+    def state_now() -> dict[str, np.ndarray]:
+        seconds = earlier + time.perf_counter() - started
+        return run.state() | {"done": np.array(done), "seconds": np.array(seconds)}
+
+    share = _Share(source, indices, places[done:], tokenizer.image_size, protocol)
     # A generator of its own, as the loader would draw from the global one.
     loader = DataLoader(share, batch_size, num_workers=num_workers, collate_fn=_collate, generator=torch.Generator())
     with tqdm(total=count, unit="image", desc="reconstruct", disable=not progress or rank > 0) as bar:
-        for asked, places, images in loader:
-            if places:
-                run.step(places, [indices[place] for place in places], images.to(device))
-            bar.update(min(asked * processes, count - bar.n))  # the others are about as far as rank 0
+        bar.update(min(done * processes, count))  # the others are about as far as rank 0
+        for asked, read, images in loader:
+            if read:
+                run.step(read, [indices[place] for place in read], images.to(device))
+            done += asked
+            if kept is not None:
+                kept.save(state_now, now=done == len(places))
+            bar.update(min(asked * processes, count - bar.n))
     run.all_reduce(accelerator)
     data = {"spec": source.spec, "size": len(source), "limit": limit, "listing_hash": source.listing_hash()}
     return {
@@ -140,7 +160,7 @@ def evaluate_reconstruction(
         "processes": processes,
         "images_per_second": run.images / max(run.model_seconds / processes, 1e-9),
         **describe_run(device, instruments.packages),
-        "seconds": time.perf_counter() - started,
+        "seconds": earlier + time.perf_counter() - started,
     }
 
 
@@ -152,6 +172,7 @@ def _check_options(
     limit: int | None,
     length: int | None,
     features: str,
+    bootstrap: int,
 ) -> None:
     name = tokenizer.name or tokenizer.family
     check_names(protocol.crop, protocol.interpolation)
@@ -160,6 +181,8 @@ def _check_options(
     for option, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} is 1 or more, got {value}")
+    if bootstrap < 0 or bootstrap == 1:
+        raise ConfigError(f"bootstrap is 0 (none), or 2 resamples or more; got {bootstrap}")
     if not len(source):
         raise DataError(f"the source {source.spec!r} is empty")
     if length is not None and not tokenizer.ordered:
@@ -221,189 +244,13 @@ class Condition:
     def __call__(self, indices: list[int]) -> Any:
         return self.text_encoder([self._caption(index) for index in indices])
 
+    def describe(self) -> list[str]:
+        """Template and encoder, as far as these can be told apart."""
+        encoder = self.text_encoder
+        weights = state_hash(encoder.state_dict()) if isinstance(encoder, nn.Module) else ""
+        return [self.template, type(encoder).__name__, weights]
+
     def _caption(self, index: int) -> str:
         text = self.template.replace("{caption}", self.source.caption(index))
         label = self.source.label(index)
         return text.replace("{class name}", self.source.classes[label]) if label >= 0 else text
-
-
-class _Run:
-    """Measures batches, and puts the result together."""
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        protocol: Protocol,
-        length: int | None,
-        target: Target | None,
-        instruments: Instruments,
-        condition: Condition | None,
-        count: int,
-    ) -> None:
-        self.tokenizer, self.protocol, self.length, self.condition = tokenizer, protocol, length, condition
-        self.target = target
-        self.instruments, self.left_out = instruments, dict(instruments.left_out)
-        self.values = torch.zeros(count, len(_COLUMNS), dtype=torch.float64)
-        self.model_seconds = 0.0
-        self.usage = self._make_usage()
-        self.stats: tuple[FeatureStats, FeatureStats] | None = None
-        extractor = instruments.extractor
-        if extractor is not None:
-            device = tokenizer.device if tokenizer.device.type == "cuda" else "cpu"  # others may lack double precision
-            make = [FeatureStats(extractor.dims, features=extractor.name, device=device) for _ in range(2)]
-            self.stats = (make[0], make[1])
-
-    def _make_usage(self) -> CodebookUsage | None:
-        size = self.tokenizer.codebook_size
-        if self.tokenizer.continuous or size is None:
-            self.left_out["codebook"] = "continuous tokens have none"
-            return None
-        try:
-            return CodebookUsage(size)
-        except VistokError as error:
-            self.left_out["codebook"] = str(error)
-            return None
-
-    @property
-    def images(self) -> int:
-        """Pictures that were read."""
-        return int(self.values[:, 0].sum())
-
-    def step(self, places: list[int], indices: list[int], images: Tensor) -> None:
-        """Measure one batch [B, 3, S, S]."""
-        tokenizer = self.tokenizer
-        condition = {} if self.condition is None else {"condition": self.condition(indices)}
-        began = _now(images.device)
-        tokens = tokenizer.encode(images)
-        reached = torch.ones(len(images))
-        if self.length is not None:
-            tokens = tokens.truncate(self.length)
-        if self.target is not None:
-            found = find_lengths(tokenizer, images, tokens, self.target, decode_options=condition)
-            tokens, reached = tokens.truncate(found.lengths), found.reached
-        decoded = tokenizer.decode(tokens, **condition).float()
-        self.model_seconds += _now(images.device) - began
-        if not decoded.isfinite().all():
-            raise VistokError(f"{tokenizer.name or tokenizer.family} decodes NaN or infinity; look at its weights")
-        decoded = decoded.clamp(0.0, 1.0)
-        if self.protocol.eight_bit:
-            decoded = (decoded * 255.0).round() / 255.0
-        if self.usage is not None:
-            self.usage.update(tokens)
-        if self.stats is not None and self.instruments.extractor is not None:
-            for stats, pictures in zip(self.stats, (images, decoded), strict=True):
-                stats.update(self.instruments.extractor(pictures))
-        with torch.no_grad():
-            distance = (
-                images.new_zeros(len(images))
-                if self.instruments.lpips is None
-                else self.instruments.lpips(decoded, images)
-            )
-        columns = (
-            torch.ones(len(images)),
-            psnr(decoded, images).clamp(max=_MAX_PSNR),
-            ssim(decoded, images),
-            ms_ssim(decoded, images) if min(images.shape[2:]) >= MS_SSIM_SIDE else images.new_zeros(len(images)),
-            distance,
-            tokens.lengths,
-            tokens.bits(),
-            reached,
-        )
-        self.values[places] = torch.stack([column.detach().cpu().double() for column in columns], dim=1)
-
-    def all_reduce(self, accelerator: Accelerator | None) -> None:
-        """Put together what all processes measured. Every place is filled by one of them, so sums are exact."""
-        self.values = sum_over_processes(self.values, accelerator)
-        self.model_seconds = float(
-            sum_over_processes(torch.tensor(self.model_seconds, dtype=torch.float64), accelerator)
-        )
-        if self.usage is not None:
-            self.usage.all_reduce(accelerator)
-        for stats in self.stats or ():
-            stats.all_reduce(accelerator)
-
-    def result(self, source: ImageSource, indices: list[int], *, report: bool) -> dict[str, Any]:
-        """Model, protocol and measurements; ``report``: log what could not be read."""
-        read = self.values[:, 0] > 0
-        unreadable = [source.name(indices[place]) for place in (~read).nonzero().flatten().tolist()]
-        some = ", ".join(unreadable[:5])
-        if not self.images:
-            raise DataError(f"none of {len(indices)} pictures of {source.spec!r} can be read: {some}")
-        if unreadable and report:
-            logger.warning("%d of %d pictures cannot be read: %s", len(unreadable), len(indices), some)
-        means = dict(zip(_COLUMNS, self.values[read].mean(dim=0).tolist(), strict=True))
-        measured = {"psnr": means["psnr"], "ssim": means["ssim"], "lpips": means["lpips"]}
-        if self.instruments.lpips is None:
-            measured["lpips"] = None
-        if self.tokenizer.image_size >= MS_SSIM_SIDE:
-            measured["ms_ssim"] = means["ms_ssim"]
-        return {
-            "kind": "reconstruction",
-            **self._describe_model(),
-            **measured,
-            **self._distance(),
-            "tokens_per_image": means["tokens"],
-            **self._describe_target(means["reached"]),
-            "bits_per_pixel": means["bits"] / self.tokenizer.image_size**2,
-            "codebook": self._codebook(),
-            "images": self.images,
-            "unreadable": len(unreadable),
-            "unreadable_names": unreadable[:_LISTED],
-            "protocol": dataclasses.asdict(self.protocol),
-            "features": self.instruments.describe(),
-            "deviations": self._deviations(),
-            "left_out": self.left_out,
-        }
-
-    def _describe_target(self, share: float) -> dict[str, Any]:
-        if self.target is None:
-            return {}
-        return {
-            "target": {"metric": self.target.name, "value": self.target.value, "reached": round(share * self.images)}
-        }
-
-    def _describe_model(self) -> dict[str, Any]:
-        tokenizer = self.tokenizer
-        size = tokenizer.codebook_size
-        return {
-            "model": tokenizer.name or tokenizer.family,
-            "family": tokenizer.family,
-            "weight_hash": tokenizer.weight_hash(),
-            "image_size": tokenizer.image_size,
-            "num_tokens": tokenizer.num_tokens,
-            "length": self.length,
-            "codebook_size": list(size) if isinstance(size, tuple) else size,
-            "dtype": str(tokenizer.dtype).removeprefix("torch."),
-        }
-
-    def _distance(self) -> dict[str, float]:
-        extractor = self.instruments.extractor
-        if self.stats is None or extractor is None:
-            return {}
-        if self.images < 2:
-            self.left_out[extractor.metric] = "a Fréchet distance takes two images or more"
-            return {}
-        return {extractor.metric: frechet_distance(*self.stats)}
-
-    def _codebook(self) -> dict[str, Any] | None:
-        if self.usage is None:
-            return None
-        factors = self.usage.compute_factors()
-        return self.usage.compute() | {"tokens": self.usage.tokens} | ({"factors": factors} if factors else {})
-
-    def _deviations(self) -> list[str]:
-        wanted, extractor = self.protocol.num_images, self.instruments.extractor
-        out = list(self.instruments.notes)
-        if wanted and self.images != wanted:
-            out.append(f"{self.images} images instead of {wanted} ({self.protocol.split})")
-        if extractor is not None and self.images <= extractor.dims:
-            out.append(
-                f"{extractor.metric} of fewer images than its {extractor.dims} dimensions is far too high or low"
-            )
-        return out
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # what was started there counts when it is done
-    return time.perf_counter()

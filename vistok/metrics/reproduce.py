@@ -149,6 +149,7 @@ def _tokenizer(
         weights=args.weights,
         num_workers=args.workers,
         text_encoder=encoder,
+        cache=folder / "measured",
         accelerator=accelerator,
     )
 

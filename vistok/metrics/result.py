@@ -22,6 +22,8 @@ _LABELS = {
     "lpips": ("LPIPS (VGG)", ""),
     "fid": ("rFID", ""),
     "fd_lite0": ("rFD-lite0 (not a FID)", ""),
+    "is": ("inception score", ""),
+    "score_lite0": ("score of lite0 (not an IS)", ""),
     "tokens_per_image": ("tokens an image", ""),
     "bits_per_pixel": ("bits a pixel", ""),
     "images_per_second": ("encode and decode", "images/s"),
@@ -31,6 +33,7 @@ _CODEBOOK_LABELS = {
     "usage": "codebook used",
     "entropy_bits": "entropy, bits",
     "perplexity": "perplexity",
+    "dead_codes": "dead codes",
     "factor_usage": "least used factor",
 }
 
@@ -81,7 +84,9 @@ def format_table(result: dict[str, Any]) -> str:
     ]
     for key, (label, unit) in _LABELS.items():
         if result.get(key) is not None:
-            rows.append((label, f"{result[key]:.4g} {unit}".rstrip()))
+            spread = result.get("confidence", {}).get(key)
+            suffix = "" if spread is None else f" +- {spread['std']:.2g}"
+            rows.append((label, f"{result[key]:.4g}{suffix} {unit}".rstrip()))
     if result.get("target"):
         target = result["target"]
         rows.append(

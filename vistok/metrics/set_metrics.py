@@ -86,6 +86,15 @@ def inception_score(logits: Tensor, *, splits: int = 10, shuffle: bool = True, s
     return Estimate(float(np.mean(values)), float(np.std(values)))
 
 
+def split_places(count: int, splits: int, *, shuffle: bool = True, seed: int = SEED) -> Tensor:
+    """The split that each of ``count`` images belongs to, int64 [count], as ``inception_score`` splits them."""
+    order = np.random.RandomState(seed).permutation(count) if shuffle else np.arange(count)
+    split_of = torch.zeros(count, dtype=torch.int64)
+    for part in range(splits):
+        split_of[torch.from_numpy(order[part * count // splits : (part + 1) * count // splits])] = part
+    return split_of
+
+
 def precision_recall(samples: Tensor, reference: Tensor, *, neighbours: int = 3) -> tuple[float, float]:
     """Precision and recall (arXiv:1904.06991): the share of each set that lies within the other's k-nearest-neighbour balls.
 
