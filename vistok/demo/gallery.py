@@ -43,8 +43,9 @@ below: {counts}.
 
 ## Pictures from texts, with and without search
 
-`vistok_writer` writes the first 64 tokens for a text. Below one draw: the likeliest of 4 and of 16 draws of the same seeds. It learned
-1,693 emoji by heart, so what it draws well are these; what search chooses by is the generator's own likelihood.
+`vistok_writer` writes the first 64 tokens for a text, or for one of ten categories. Below one draw: the likeliest of 4 and of 16 draws of
+the same seeds, by the generator's own likelihood. It learned 1,693 emoji by heart, so what it draws well are these: a text that it
+knows comes out at the first draw, a category leaves more to search, and of texts that combine anew ("red cat") it makes smudges.
 
 ![samples](images/gallery_samples.png)
 

@@ -29,14 +29,14 @@ from vistok.training.log import read_history
 
 ORDERED, ADAPTIVE, WRITER = "vistok_ordered", "vistok_adaptive", "vistok_writer"
 PROMPTS = (
-    "red heart",
-    "soccer ball",
-    "crying cat",
-    "flag: japan",
+    "crying cat face",
+    "japan flag",
     "red apple",
     "smiling face with sunglasses",
-    "blue car",
-    "yellow flower",
+    "heart on fire",
+    "Flags",
+    "Food & Drink",
+    "Animals & Nature",
 )
 _BUDGETS = (1, 4, 16)
 _SHOWN = 6
@@ -47,7 +47,7 @@ _COMMANDS = """\
 vistok reconstruct my_photo.jpg --model vistok_ordered --out grid.png
 vistok encode my_photos/ --model vistok_ordered --target psnr=22 --out photos.vtk
 vistok complexity my_photos/ --model vistok_adaptive --out outputs/complexity
-vistok generate --model vistok_writer --prompt "crying cat" --num 16 --out outputs/cats
+vistok generate --model vistok_writer --prompt "crying cat face" --num 16 --out outputs/cats
 vistok train configs/vistok/ordered.yaml init_from=vistok_ordered data.train=folder:my_photos
 vistok demo --train        # the same from nothing: trains a tokenizer and a generator first"""
 

@@ -84,7 +84,7 @@ def build_page(studio: Studio) -> Any:
         if studio.generator is not None:
             with gr.Tab("Generate and search"), gr.Row():
                 with gr.Column():
-                    prompt = gr.Textbox(value="crying cat", label="prompt (empty: the category counts)")
+                    prompt = gr.Textbox(value="crying cat face", label="prompt (empty: the category counts)")
                     category = gr.Dropdown(list(studio.categories), value=None, label="category")
                     method = gr.Radio(list(METHODS), value=METHODS[1], label="search")
                     budget = gr.Slider(1, 64, value=16, step=1, label="budget: draws, or candidates of a beam's step")

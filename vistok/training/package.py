@@ -71,7 +71,8 @@ def package(run: str | Path, name: str, out: str | Path, *, tokenizer: str | Non
         raise VistokError(f"{run} holds a {model.family}, and {name} is a {card.family}")
     model.name = name
     notes = []
-    if isinstance(model, Generator):
+    if isinstance(model, Generator):  # its card says how it is best drawn from, which was found after the training
+        model.config = replace(model.config, sampling=model.config.sampling.updated(**card.sampling))
         notes.append(_follow(model, run, tokenizer))
     model.half().save_pretrained(folder)
     size = (folder / "model.safetensors").stat().st_size
