@@ -195,11 +195,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_generation_arguments(sub, data_help=_DATA_HELP)
 
-    from vistok.metrics.results_command import (
-        add_compare_arguments,
-        add_protocols_arguments,
-        add_self_check_arguments,
-    )
+    from vistok.metrics.results_command import add_protocols_arguments, add_self_check_arguments
+    from vistok.report.compare_command import add_compare_arguments
 
     example = "vistok eval protocols adm-50k clean-fid"
     add_protocols_arguments(_command(measures, "protocols", _eval_protocols, "named ways to measure", example))
@@ -660,7 +657,7 @@ def _eval_self_check(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
-    from vistok.metrics.results_command import run_compare
+    from vistok.report.compare_command import run_compare
 
     return run_compare(args, say=lambda text: _say(args, text))
 

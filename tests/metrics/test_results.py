@@ -12,7 +12,7 @@ from small_features import SmallFeatures
 from vistok.cli import main
 from vistok.errors import DataError, VistokError
 from vistok.metrics import self_check as check_module
-from vistok.metrics.compare import compare_results, table_of
+from vistok.metrics.compare import compare_results, comparison_columns, read_results
 from vistok.metrics.instruments import Instruments
 from vistok.metrics.protocols import get_protocol
 from vistok.metrics.reproduce import expected_figures, protocol_of
@@ -52,6 +52,25 @@ def test_different_protocols_are_refused_unless_told() -> None:
         compare_results({"a": results["a"], "b": other})
 
 
+def test_deviations_stand_behind_numbers() -> None:
+    first = result_of("x", fid=2.3, psnr=18.0) | {"confidence": {"fid": {"std": 0.0312, "from": "bootstrap"}}}
+    results = {"a": first, "b": result_of("titok_l32.imagenet", fid=2.25)}
+    header, rows, _ = compare_results(results)
+    assert rows[0] == ["fid", "2.3 ± 0.031", "2.25", "2.21"] and header[-1] == "titok_l32.imagenet, published"
+    assert [(c.published, c.place) for c in comparison_columns(results)] == [(False, 0), (False, 1), (True, 1)]
+    made = {"generator": {"name": "rar_b.imagenet"}}
+    generation = result_of("", "adm-50k", fid=2.0) | {"kind": "generation", "model": None, "sampling": made}
+    assert comparison_columns({"g": generation})[1].numbers["fid"] == 1.95
+    with pytest.raises(VistokError, match=r"kind \(a: reconstruction, g: generation\)"):
+        compare_results({"a": first, "g": generation})
+
+
+def test_older_results_have_no_younger_fields() -> None:
+    old = result_of("x", fid=1.0)
+    del old["protocol"]["clip_model"]
+    assert compare_results({"old": old, "new": result_of("y", fid=2.0)})[1]
+
+
 def test_the_name_alone_is_no_difference() -> None:
     renamed = get_protocol("titok").changed("mine")
     import dataclasses
@@ -68,11 +87,14 @@ def test_files_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     files = [str(tmp_path / folder / "r.json") for folder in ("one", "two")]
     assert main(["compare", *files]) == 0
     assert "psnr" in capsys.readouterr().out
+    assert main(["compare", *files, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "compare.png").stat().st_size > 1000
+    assert "data:image/png" in (tmp_path / "out" / "compare.html").read_text()
     with pytest.raises(VistokError, match="two results or more"):
-        table_of(files[:1])
+        compare_results(read_results(files[:1]))
     (tmp_path / "bad.json").write_text("[1]")
     with pytest.raises(DataError, match="names no protocol"):
-        table_of([*files, tmp_path / "bad.json"])
+        read_results([*files, tmp_path / "bad.json"])
 
 
 def test_the_self_check_holds_and_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

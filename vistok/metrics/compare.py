@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,18 @@ _PUBLISHED = {
     "reconstruction": {"rfid": "fid", "lpips": "lpips", "is": "is"},
     "generation": {"gfid": "fid", "fid_mjhq": "fid", "is": "is"},
 }
-_NOT_METRICS = {"seconds", "processes", "batch_size", "images", "unreadable", "image_size", "images_per_second"}
+_NOT_METRICS = {
+    "length",
+    "num_tokens",
+    "codebook_size",
+    "seconds",
+    "processes",
+    "batch_size",
+    "images",
+    "unreadable",
+    "image_size",
+    "images_per_second",
+}
 _DESCRIBING = (
     "name",
     "source",
@@ -68,26 +80,64 @@ def compare_results(
         facts = {name: _short(result.get(key)) for name, result in results.items() if result.get(key)}
         if len(set(facts.values())) > 1:
             remarks.append(f"{key} differs: " + "; ".join(f"{name}: {fact}" for name, fact in facts.items()))
-    columns = {name: _numbers(result) for name, result in results.items()}
     for name, result in results.items():
-        published = _published(result)
-        if published:
-            columns[f"{result.get('model') or _generator(result)}, published"] = published
         deviations = [*result.get("deviations", ()), *result.get("notes", ())]
         remarks += [f"{name}: {text}" for text in deviations]
-    keys = list(dict.fromkeys(key for column in columns.values() for key in column))
-    rows = [[key, *(f"{column[key]:.5g}" if key in column else "-" for column in columns.values())] for key in keys]
-    return ["", *columns], rows, remarks
+    columns = comparison_columns(results)
+    keys = dict.fromkeys(key for column in columns for key in column.numbers)
+    rows = [[key, *(column.text(key) for column in columns)] for key in keys]
+    return ["", *(column.name for column in columns)], rows, remarks
+
+
+@dataclass(frozen=True)
+class Column:
+    """The numbers of one result, or of one model's publication.
+
+    Attributes:
+        name: what it is called.
+        numbers: by metric.
+        spread: standard deviations, as far as they are known.
+        published: they are the paper's.
+        place: of the result, counted from 0; of published figures, of the first one that they are beside.
+    """
+
+    name: str
+    numbers: dict[str, float]
+    spread: dict[str, float] = field(default_factory=dict)
+    published: bool = False
+    place: int = 0
+
+    def text(self, metric: str) -> str:
+        """Number and deviation; "-" where there is none."""
+        if metric not in self.numbers:
+            return "-"
+        spread = f" ± {self.spread[metric]:.2g}" if metric in self.spread else ""
+        return f"{self.numbers[metric]:.5g}{spread}"
+
+
+def comparison_columns(results: Mapping[str, Mapping[str, Any]]) -> list[Column]:
+    """A column a result, and after them one of published figures for each model that has some."""
+    columns = []
+    published: dict[str, Column] = {}
+    for place, (name, result) in enumerate(results.items()):
+        spread = {key: float(value["std"]) for key, value in (result.get("confidence") or {}).items()}
+        columns.append(Column(name, _numbers(result), spread, place=place))
+        figures = _published(result)
+        if figures:
+            title = f"{result.get('model') or _generator(result)}, published"
+            published.setdefault(title, Column(title, figures, published=True, place=place))
+    return [*columns, *published.values()]
 
 
 def protocol_differences(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the protocols, and the networks that were really used, differ in; the names alone do not count."""
+    """What was evaluated, and what the protocols and the networks that were really used, differ in; names alone do not count."""
     facts = {}
     defaults = dataclasses.asdict(Protocol(""))  # of fields that are younger than a result
     for name, result in results.items():
         fields = {key: value for key, value in (defaults | result["protocol"]).items() if key not in _DESCRIBING}
         used = result.get("features") or {}
-        facts[name] = fields | {"network": used.get("name"), "network's weights": used.get("weight_hash")}
+        kind = {"kind": result.get("kind", "reconstruction")}
+        facts[name] = kind | fields | {"network": used.get("name"), "network's weights": used.get("weight_hash")}
     keys = dict.fromkeys(key for fact in facts.values() for key in fact)
     out = []
     for key in keys:
@@ -129,11 +179,11 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def table_of(paths: Sequence[str | Path], *, mixed: bool = False) -> tuple[list[str], list[list[str]], list[str]]:
-    """``compare_results`` of files, by their names; those of one name get their folders'."""
+def read_results(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+    """``read_result`` of files, by their names; those of one name get their folders'."""
     stems = [Path(path).stem for path in paths]
     names = [
         stem if stems.count(stem) == 1 else str(Path(path).with_suffix(""))
         for path, stem in zip(paths, stems, strict=True)
     ]
-    return compare_results({name: read_result(path) for name, path in zip(names, paths, strict=True)}, mixed=mixed)
+    return {name: read_result(path) for name, path in zip(names, paths, strict=True)}

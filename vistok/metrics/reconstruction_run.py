@@ -314,7 +314,7 @@ class ReconstructionRun:
         wanted |= {"ms_ssim"} if self.tokenizer.image_size >= MS_SSIM_SIDE else set()
         for column, name in enumerate(_COLUMNS):
             error = mean_of(self.values[read, column]).std
-            if name in wanted and math.isfinite(error):
+            if name in wanted and math.isfinite(error) and (error or name != "tokens"):  # all of one length: no mean
                 key = "tokens_per_image" if name == "tokens" else name
                 out[key] = {"std": error, "from": f"standard error over {self.images} images"}
         return out

@@ -1,36 +1,11 @@
-"""The options of ``vistok compare``, ``vistok eval protocols`` and ``vistok eval self-check``."""
+"""The options of ``vistok eval protocols`` and ``vistok eval self-check``."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-
-def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of ``vistok compare``."""
-    parser.add_argument(
-        "results", nargs="+", type=Path, help="JSON files of vistok eval recon, gen or eval/reproduce.py"
-    )
-    parser.add_argument("--mixed", action="store_true", help="side by side even where the protocols differ")
-
-
-def run_compare(args: argparse.Namespace, *, say: Callable[[str], None]) -> dict[str, Any]:
-    """Show the results side by side.
-
-    Raises:
-        VistokError: unreadable results, or different protocols.
-    """
-    from vistok.metrics.compare import table_of
-    from vistok.report.table import text_table
-
-    header, rows, remarks = table_of(args.results, mixed=args.mixed)
-    say(text_table(header, rows))
-    for remark in remarks:
-        say(f"note: {remark}")
-    return {"header": header, "rows": rows, "remarks": remarks}
 
 
 def add_protocols_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,10 +8,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vistok.report.plots import COLOURS, axis_ticks, format_number, plot_points
 
-_SCALE = 2  # pixels a unit of the SVG's
-_DETAIL = 2  # drawn larger and scaled down, as Pillow's lines have no smooth edges
+SCALE = 2  # pixels a unit of the SVG's
+DETAIL = 2  # drawn larger and scaled down, as Pillow's lines have no smooth edges
 _LEFT, _RIGHT, _BOTTOM, _TOP, _LEGEND_LINE = 58, 18, 46, 34, 18
-_INK, _SOFT, _GRID, _PAPER = (31, 35, 40), (89, 99, 110), (226, 230, 234), (255, 255, 255)
+INK, SOFT, GRID, PAPER = (31, 35, 40), (89, 99, 110), (226, 230, 234), (255, 255, 255)
 
 
 def line_picture(
@@ -35,15 +35,15 @@ def line_picture(
     Raises:
         VistokError: xs and ys of different lengths.
     """
-    unit = _SCALE * _DETAIL
+    unit = SCALE * DETAIL
     lines = {name: plot_points(name, xs, ys, log_x=log_x) for name, (xs, ys) in series.items()}
     width, height = size
-    sheet = Image.new("RGB", (width * unit, height * unit), _PAPER)
+    sheet = Image.new("RGB", (width * unit, height * unit), PAPER)
     draw = ImageDraw.Draw(sheet)
     fonts = {points: ImageFont.load_default(size=points * unit) for points in (12, 13)}
 
     def write(
-        text: str, x: float, y: float, anchor: str, *, points: int = 12, fill: tuple[int, int, int] = _INK
+        text: str, x: float, y: float, anchor: str, *, points: int = 12, fill: tuple[int, int, int] = INK
     ) -> None:
         draw.text((x * unit, y * unit), text, fill=fill, font=fonts[points], anchor=anchor)
 
@@ -70,13 +70,13 @@ def line_picture(
 
     for value in ticks.y:
         y = place(ticks.x_first, value)[1]
-        draw.line((_LEFT * unit, y, right * unit, y), fill=_GRID, width=unit)
-        write(format_number(value), _LEFT - 7, y / unit, "rm", fill=_SOFT)
+        draw.line((_LEFT * unit, y, right * unit, y), fill=GRID, width=unit)
+        write(format_number(value), _LEFT - 7, y / unit, "rm", fill=SOFT)
     for value in ticks.x:
         x = place(value, ticks.y_first)[0]
-        draw.line((x, bottom * unit, x, (bottom + 4) * unit), fill=_SOFT, width=unit)
-        write(format_number(value), x / unit, bottom + 14, "mm", fill=_SOFT)
-    draw.line((_LEFT * unit, bottom * unit, right * unit, bottom * unit), fill=_SOFT, width=unit)
+        draw.line((x, bottom * unit, x, (bottom + 4) * unit), fill=SOFT, width=unit)
+        write(format_number(value), x / unit, bottom + 14, "mm", fill=SOFT)
+    draw.line((_LEFT * unit, bottom * unit, right * unit, bottom * unit), fill=SOFT, width=unit)
     write(x_label, (_LEFT + right) / 2, height - 10, "mm")
     _write_upwards(sheet, y_label, fonts[12], 14 * unit, int((top + bottom) / 2 * unit))
     for number, line in enumerate(lines.values()):
@@ -87,22 +87,36 @@ def line_picture(
             for x, y in path:
                 radius = 3.2 * unit
                 draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-    return sheet.resize((width * _SCALE, height * _SCALE), Image.Resampling.LANCZOS)
+    return sheet.resize((width * SCALE, height * SCALE), Image.Resampling.LANCZOS)
 
 
 def side_by_side(pictures: Sequence[Image.Image], *, columns: int = 2) -> Image.Image:
     """Pictures in rows of ``columns``, on white."""
     width, height = max(image.width for image in pictures), max(image.height for image in pictures)
     columns = min(columns, len(pictures))
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), _PAPER)
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), PAPER)
     for number, image in enumerate(pictures):
         sheet.paste(image, (number % columns * width, number // columns * height))
     return sheet
 
 
+def stacked(pictures: Sequence[Image.Image], *, columns: int = 2) -> Image.Image:
+    """Pictures of one width and any height under each other, in columns from left to right, on white."""
+    width = max(image.width for image in pictures)
+    rows = -(-len(pictures) // min(columns, len(pictures)))
+    parts = [pictures[start : start + rows] for start in range(0, len(pictures), rows)]
+    sheet = Image.new("RGB", (len(parts) * width, max(sum(image.height for image in part) for part in parts)), PAPER)
+    for number, part in enumerate(parts):
+        top = 0
+        for image in part:
+            sheet.paste(image, (number * width, top))
+            top += image.height
+    return sheet
+
+
 def _write_upwards(sheet: Image.Image, text: str, font: ImageFont.FreeTypeFont, x: int, y: int) -> None:
     length, height = int(font.getlength(text)) + 2, int(font.size * 1.5)
-    strip = Image.new("RGB", (length, height), _PAPER)
-    ImageDraw.Draw(strip).text((length / 2, height / 2), text, fill=_INK, font=font, anchor="mm")
+    strip = Image.new("RGB", (length, height), PAPER)
+    ImageDraw.Draw(strip).text((length / 2, height / 2), text, fill=INK, font=font, anchor="mm")
     turned = strip.rotate(90, expand=True)
     sheet.paste(turned, (x - turned.width // 2, y - turned.height // 2))

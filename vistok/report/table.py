@@ -29,13 +29,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 
 
 def numeric_columns(cells: Sequence[Sequence[str]], count: int) -> list[bool]:
-    """For each of ``count`` columns, whether it holds only numbers, percentages and dashes."""
+    """For each of ``count`` columns, whether it holds only numbers, with their deviations or not, percentages and dashes."""
     return [bool(cells) and all(_is_number(row[column]) for row in cells) for column in range(count)]
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text.removesuffix("%").replace(",", ""))
+        for part in text.split(" ± "):
+            float(part.removesuffix("%").replace(",", ""))
     except ValueError:
         return text in ("-", "–", "")
     return True
