@@ -33,8 +33,15 @@ class LinearCodec(nn.Module):
         self.register_buffer("scale", torch.ones(num_tokens * code_dim))
 
     @torch.no_grad()
-    def fit(self, images: Tensor, *, seed: int = 0) -> None:
-        """Fit to images [M, 3, H, W]; M may be smaller than the number of components."""
+    def fit(self, images: Tensor, *, seed: int = 0, mixed: bool = False) -> None:
+        """Fit to images [M, 3, H, W]; M may be smaller than the number of components.
+
+        Args:
+            images: float RGB.
+            seed: of the decomposition, and of the mixture.
+            mixed: turn the components by a random rotation: the same space, of which every token then holds about as much as any
+                other, so that none comes first.
+        """
         flat = images.flatten(1).float()
         mean = flat.mean(dim=0)
         count = len(self.basis)
@@ -42,10 +49,16 @@ class LinearCodec(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             _, sigma, vectors = torch.svd_lowrank(flat - mean, q=rank, niter=_FIT_ITERATIONS)
+            rotation = torch.linalg.qr(torch.randn(rank, rank)).Q if mixed else None
+        deviations = sigma / max(1, len(flat) - 1) ** 0.5
+        components = vectors.t()
+        if rotation is not None:
+            components = rotation @ components
+            deviations = (rotation.square() @ deviations.square()).sqrt()
         basis = torch.zeros_like(self.basis)
-        basis[:rank] = vectors.t()
+        basis[:rank] = components
         scale = torch.ones_like(self.scale)
-        scale[:rank] = (CLIP_SIGMAS * sigma / max(1, len(flat) - 1) ** 0.5).clamp_min(1e-6)
+        scale[:rank] = (CLIP_SIGMAS * deviations).clamp_min(1e-6)
         self.mean.copy_(mean)
         self.basis.copy_(basis)
         self.scale.copy_(scale)

@@ -57,6 +57,7 @@ SIZES = {
 }
 # Log-uniform tail drop keeps everything this often, so that the full length is not undertrained.
 _FULL_LENGTH_SHARE = 0.5
+_LINEAR = ("linear", "linear_mixed")  # the kinds of init with a linear codec under both transformers
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class TiTokConfig:
         text_length, text_dim: positions and channels of the text features of TA-TiTok; 0 for none.
         tail_drop: ``none``, ``uniform`` (One-D-Piece) or ``log_uniform`` (house; half of the steps at full length).
         init: ``random``; or (house; call ``fit_linear`` with training images before training) ``linear``, where a frozen
-            linear codec lies under both transformers; or ``progressive``, where a better one makes the tokens alone, without
+            linear codec lies under both transformers; ``linear_mixed``, the same with no order among its components; or ``progressive``, where a better one makes the tokens alone, without
             an encoder, and lies under the decoder.
     """
 
@@ -103,7 +104,7 @@ class TiTokConfig:
     text_length: int = 0
     text_dim: int = 768
     tail_drop: Literal["none", "uniform", "log_uniform"] = "none"
-    init: Literal["random", "linear", "progressive"] = "random"
+    init: Literal["random", "linear", "linear_mixed", "progressive"] = "random"
 
     def __post_init__(self) -> None:
         for key in ("image_size", "patch_size", "decoder_patch_size", "num_tokens", "code_dim", "codebook_size"):
@@ -186,7 +187,8 @@ class TiTok(Tokenizer):
         if config.init != "random":
             patch = config.decoder_patch_size
             sizes = (config.image_size, config.num_tokens, config.code_dim)
-            self.linear = LinearCodec(*sizes) if config.init == "linear" else ProgressiveCodec(*sizes, config.levels[0])
+            progressive = config.init == "progressive"
+            self.linear = ProgressiveCodec(*sizes, config.levels[0]) if progressive else LinearCodec(*sizes)
             self.linear_embed = nn.Conv2d(3, dec.width, kernel_size=patch, stride=patch)
         self._encoder_frozen = False
         self._init_weights()
@@ -231,7 +233,7 @@ class TiTok(Tokenizer):
             batch, num_tokens, width = hidden.shape
             hidden = hidden.reshape(batch, width, num_tokens).transpose(1, 2)
         latents = self.to_latents(hidden)
-        if self.config.init == "linear":
+        if self.config.init in _LINEAR:
             latents = latents + self.linear.encode(images)
         return latents
 
@@ -381,10 +383,10 @@ class TiTok(Tokenizer):
         return full.train(self.training)
 
     def fit_linear(self, images: Tensor) -> None:
-        """Start ``init: linear`` or ``progressive`` from training images [M, 3, H, W] in [0, 1]: their principal components."""
+        """Start any ``init`` but ``random`` from training images [M, 3, H, W] in [0, 1]: their principal components."""
         if self.config.init == "random":
-            raise VistokError("fit_linear is for models with init: linear or progressive")
-        self.linear.fit(images)
+            raise VistokError("fit_linear is for models with init: linear, linear_mixed or progressive")
+        self.linear.fit(images, **({"mixed": True} if self.config.init == "linear_mixed" else {}))
 
     def draw_length(self, generator: torch.Generator | None) -> int:
         """One length for the whole batch, from the CPU generator, as One-D-Piece's training draws it."""
@@ -431,7 +433,7 @@ class TiTok(Tokenizer):
                 if isinstance(module, nn.Linear) and ".blocks." in name:  # 0.02 is far too little at small widths
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
             nn.init.zeros_(self.to_patches.weight)
-            if self.config.init == "linear":
+            if self.config.init in _LINEAR:
                 nn.init.zeros_(self.to_latents.weight)
             nn.init.dirac_(self.conv_out.weight)
             for embed in (self.decoder.latent_embed, self.linear_embed):

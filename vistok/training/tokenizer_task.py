@@ -109,7 +109,7 @@ class TokenizerTask(Task):
             if report:
                 raise ConfigError(f"loss.autoencoder: {self.loss_config.autoencoder} is not the model's:\n{report}")
             model.vae.load_state_dict(vae.vae.state_dict())
-        if getattr(model.config, "init", "random") in ("linear", "progressive"):
+        if getattr(model.config, "init", "random") in ("linear", "linear_mixed", "progressive"):
             model.fit_linear(self._fitting_images(model.image_size))
         return model
 
