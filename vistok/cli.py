@@ -195,6 +195,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_generation_arguments(sub, data_help=_DATA_HELP)
 
+    sub = _command(
+        measures,
+        "reference",
+        _eval_reference,
+        "statistics of pictures, as vistok, pytorch-fid, clean-fid and ADM read them",
+        "vistok eval reference folder:imagenet/val --size 256 --images --out imagenet256_val.npz",
+    )
+    from vistok.metrics.reference_command import add_reference_arguments
+
+    add_reference_arguments(sub, data_help=_DATA_HELP)
+
     from vistok.metrics.results_command import add_protocols_arguments, add_self_check_arguments
     from vistok.report.compare_command import add_compare_arguments
 
@@ -642,6 +653,12 @@ def _eval_gen(args: argparse.Namespace) -> dict[str, Any]:
     from vistok.metrics.generation_command import run_generation
 
     return run_generation(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
+
+
+def _eval_reference(args: argparse.Namespace) -> dict[str, Any]:
+    from vistok.metrics.reference_command import run_reference
+
+    return run_reference(args, device=_device(args.device), say=lambda text: _say(args, text), progress=not args.json)
 
 
 def _eval_protocols(args: argparse.Namespace) -> dict[str, Any]:

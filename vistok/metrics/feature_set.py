@@ -203,7 +203,9 @@ class FeatureWork:
         for items in loader:
             bad = [text for text in items if isinstance(text, str)]
             if bad and not self.skip_unreadable:
-                raise DataError(f"{bad[0]}; leave it away, or skip what cannot be read (skip_unreadable)")
+                raise DataError(
+                    f"{bad[0]}; leave it away, or skip what cannot be read (skip_unreadable, --skip-unreadable)"
+                )
             skipped += [text.split(": ")[0] for text in bad]
             images = [image for image in items if not isinstance(image, str)]
             if images:

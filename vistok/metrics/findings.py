@@ -76,7 +76,7 @@ def measure_sets(
     found = Findings()
     suffix = "" if metric == "fid" else "_" + own.features
     stats = reference.stats or theirs.stats()
-    counts = {"samples": len(own), "reference": stats.n}
+    counts = {"samples": len(own), "images of the reference": stats.n}
     found.notes += [*_departures(len(own), protocol, reference), *_count_notes(counts, own.pooled.shape[1])]
 
     def distance(layer: str, to: FeatureStats) -> Callable[[torch.Tensor], float]:
@@ -167,6 +167,12 @@ def _departures(count: int, protocol: Protocol, reference: Reference) -> list[st
     notes = []
     if protocol.num_images and count != protocol.num_images:
         notes.append(f"{count} samples instead of the protocol's {protocol.num_images}")
+    made = reference.described.get("made") or {}
+    if made.get("resize", protocol.resize) != protocol.resize:
+        notes.append(
+            f"the reference was made by the resize {made['resize']}, and the samples are fed by {protocol.resize}: "
+            "take a reference and a protocol of one kind"
+        )
     digest = str(reference.described.get("file_hash", ""))
     if protocol.reference_hash and not digest.startswith(protocol.reference_hash):
         notes.append(

@@ -144,6 +144,8 @@ class FeatureStats:
                 arrays = {name: file[key] for name, key in wanted.items() if key in file.files}
         except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read the statistics {path}: {error}") from error
+        if spatial and arrays.get("features"):
+            arrays["features"] = f"{arrays['features']}/spatial"
         return cls._from_arrays(arrays, str(path))
 
     @classmethod

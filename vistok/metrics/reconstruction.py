@@ -1,6 +1,6 @@
 """How well a tokenizer reconstructs a set of pictures.
 
-Each process takes every so-many-th picture; what is kept a picture is put together by its place in
+Each process takes every so-many-th batch; what is kept a picture is put together by its place in
 the set, and the rest is sums, so the result does not depend on the number of processes.
 """
 
@@ -124,7 +124,8 @@ def evaluate_reconstruction(
         condition = main_first(lambda: Condition(tokenizer, source, caption, text_encoder), accelerator)
     run = ReconstructionRun(tokenizer, protocol, length, target, instruments, condition, count, bootstrap)
     rank, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    places = range(rank, count, processes)
+    # Whole batches: what a network gives for a picture depends on its batch, by rounding.
+    places = [place for place in range(count) if place // batch_size % processes == rank]
     kept, done, earlier = None, 0, 0.0
     if cache is not None:
         settings = run.settings(source, condition=None if condition is None else condition.describe())
@@ -194,7 +195,9 @@ def _check_options(
 class _Share(Dataset[tuple[int, Tensor | None]]):
     """This process's pictures: their places in the result, and 8-bit tensors, None if unreadable."""
 
-    def __init__(self, source: ImageSource, indices: list[int], places: range, size: int, protocol: Protocol) -> None:
+    def __init__(
+        self, source: ImageSource, indices: list[int], places: list[int], size: int, protocol: Protocol
+    ) -> None:
         self.source, self.indices, self.places, self.size, self.protocol = source, indices, places, size, protocol
 
     def __len__(self) -> int:

@@ -19,6 +19,7 @@ from vistok.errors import DataError
 from vistok.generate.sample_set import IMAGE_FOLDER, INDEX_FILE, NPZ_FILE, SETTINGS_FILE, read_prompts
 from vistok.metrics.extractor import file_hash
 from vistok.metrics.frechet import FeatureStats
+from vistok.metrics.reference import read_made
 
 
 class Samples(BaseSource):
@@ -154,7 +155,7 @@ def as_reference(reference: ImageSource | FeatureStats | Reference) -> Reference
 
 
 def open_reference(spec: str, split: str | None = None) -> ImageSource | Reference:
-    """A reference: a data source, or an ``.npz`` of pytorch-fid, clean-fid, ADM or ``vistok eval stats``.
+    """A reference: a data source, or an ``.npz`` of pytorch-fid, clean-fid, ADM or ``vistok eval reference``.
 
     Such a file has statistics (``mu``, ``sigma``), and ADM's also those of sFID (``mu_s``, ``sigma_s``) and images (``arr_0``).
 
@@ -173,7 +174,9 @@ def open_reference(spec: str, split: str | None = None) -> ImageSource | Referen
         raise DataError(f"there is no file {spec} of statistics or images")
     names = _names_in(path)
     images = open_source(f"npz:{path}", split="all") if "arr_0" in names else None
-    described = {"spec": spec, "file_hash": file_hash(path)}
+    described: dict[str, Any] = {"spec": spec, "file_hash": file_hash(path)}
+    if made := read_made(path):
+        described["made"] = made
     if "mu" not in names and images is not None:
         return Reference(images=images, described=described | {"size": len(images)})
     stats = FeatureStats.load(path)
