@@ -93,5 +93,7 @@ if __name__ == "__main__":
     if "--json" in sys.argv:
         print(json.dumps(found, indent=2))
     else:
-        cells = [[str(row["change"]), f"{row['fd_lite0']:.2f}", f"{round(row['percent'], 1) + 0.0:+.1f}%"] for row in found]
+        cells = [
+            [str(row["change"]), f"{row['fd_lite0']:.2f}", f"{round(row['percent'], 1) + 0.0:+.1f}%"] for row in found
+        ]
         print(text_table(["what is changed", "fd_lite0", ""], cells))

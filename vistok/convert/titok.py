@@ -152,7 +152,9 @@ def _wrap_config(config: TiTokConfig) -> dict[str, Any]:
         ConfigError: an option that the published layout cannot tell.
     """
     if config.quantizer == "fsq" or config.tail_drop == "log_uniform" or config.init != "random":
-        raise ConfigError("quantizer: fsq, tail_drop: log_uniform and init: linear, linear_mixed or progressive are not part of it")
+        raise ConfigError(
+            "quantizer: fsq, tail_drop: log_uniform and init: linear, linear_mixed or progressive are not part of it"
+        )
     if config.tail_drop == "uniform" and (config.head == "pixels" or config.quantizer != "vq"):
         raise ConfigError("in it, tail_drop: uniform (One-D-Piece) goes with vq and the heads proxy and vqgan")
     if config.legacy_layout != (config.head != "pixels"):
