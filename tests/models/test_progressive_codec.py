@@ -107,3 +107,17 @@ def test_a_model_over_it_has_no_encoder_and_starts_as_the_code():
     )
     with pytest.raises(ConfigError, match="one number of levels"):
         TiTokConfig(quantizer="fsq", levels=(8, 8, 4), code_dim=3, init="progressive")
+
+
+def test_mixed_components_span_the_same_pictures_and_none_comes_first():
+    plain, mixed = LinearCodec(SIDE, 32, 2), LinearCodec(SIDE, 32, 2)
+    images = scenes(400, seed=5)
+    plain.fit(images)
+    mixed.fit(images, mixed=True)
+    few = scenes(50, seed=7)
+    torch.testing.assert_close(mixed.decode(mixed.encode(few)), plain.decode(plain.encode(few)), atol=1e-4, rtol=1e-4)
+    shares = {}
+    for name, codec in (("plain", plain), ("mixed", mixed)):
+        gained = -codec.prefix_errors(few).square().diff(dim=1).mean(dim=0)
+        shares[name] = float(gained.max() / gained.sum())
+    assert shares["plain"] > 0.3 > 0.15 > shares["mixed"], shares
