@@ -41,6 +41,8 @@ _KINDS = {"ordered": "titok/tiny.yaml", "unordered": "titok/tiny_unordered.yaml"
 _METHODS = ("best_of_n", "beam")
 _SHOWN = 6
 
+Target = tuple[Tensor, str]  # a picture [3, H, W] and its category
+
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train what is not there yet, search, and write ``search_order.{json,md,png}`` and ``winners.png``."""
@@ -49,6 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     source = open_source(_DATA, split="val")
     count = len(source) if args.limit is None else min(args.limit, len(source))
     targets = load_images([source.image(index) for index in range(count)], like=models["ordered"][0])
+    classes = [source.classes[source.label(index)] for index in range(count)]
     kept_file = out / "searches.json"
     kept = json.loads(kept_file.read_text(encoding="utf-8")) if kept_file.exists() else {}
     rows = []
@@ -59,7 +62,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 key = f"{kind} {method} {budget} {args.verifier} {tokenizer.weight_hash()} {generator.weight_hash()}"
                 found = kept.setdefault(key, [])
                 for index in range(len(found), count):
-                    found.append(_one(args.verifier, tokenizer, generator, targets[index], index, method, budget))
+                    found.append(
+                        _one(
+                            args.verifier, tokenizer, generator, (targets[index], classes[index]), index, method, budget
+                        )
+                    )
                     save_result(kept, kept_file)
                 rows.append(
                     {"kind": kind, "method": method, "budget": budget, "ceiling": ceiling} | _mean(found[:count])
@@ -69,7 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     save_result(result, out / "search_order.json")
     (out / "search_order.md").write_text(_table(result), encoding="utf-8")
     save_image(_plot(result), out / "search_order.png")
-    save_image(_winners(args, models, targets), out / "winners.png")
+    save_image(_winners(args, models, list(zip(targets, classes, strict=True))), out / "winners.png")
     print(_table(result))
     return result
 
@@ -84,7 +91,7 @@ def _models(kind: str, out: Path, overrides: list[str]) -> tuple[Tokenizer, Any]
 
 
 def _search(
-    verifier: str, tokenizer: Tokenizer, generator: Any, target: Tensor, index: int, method: str, budget: int
+    verifier: str, tokenizer: Tokenizer, generator: Any, target: Target, index: int, method: str, budget: int
 ) -> Any:
     middle, place = 0, 1
     for level in tokenizer.codebook_size:
@@ -92,22 +99,22 @@ def _search(
     return search(
         generator,
         tokenizer,
-        "Smileys & Emotion",
+        target[1],
         method=method,
         budget=budget,
-        verifier=SimilarityVerifier(verifier, target),
+        verifier=SimilarityVerifier(verifier, target[0]),
         seeds=1000 + index,
         fill=None if tokenizer.ordered else middle,
     )
 
 
 def _one(
-    verifier: str, tokenizer: Tokenizer, generator: Any, target: Tensor, index: int, method: str, budget: int
+    verifier: str, tokenizer: Tokenizer, generator: Any, target: Target, index: int, method: str, budget: int
 ) -> dict[str, float]:
     found = _search(verifier, tokenizer, generator, target, index, method, budget)
     return {
         "score": float(found.scores[0]),
-        "judge": float(psnr(found.images, target[None])[0]),
+        "judge": float(psnr(found.images, target[0][None])[0]),
         "token_forwards": found.cost.token_forwards,
         "decoder_passes": found.cost.decoder_passes,
         "scored": found.cost.verifier_calls,
@@ -183,13 +190,14 @@ def _plot(result: dict[str, Any]) -> Any:
     return side_by_side(pictures)
 
 
-def _winners(args: argparse.Namespace, models: dict[str, Any], targets: Tensor) -> Any:
+def _winners(args: argparse.Namespace, models: dict[str, Any], targets: list[Target]) -> Any:
     """The first targets, what the tokenizers make of them, one draw, and what each search ends with."""
     shown = targets[:_SHOWN]
-    rows, titles = [list(shown)], ["target"]
+    pictures = torch.stack([picture for picture, _ in shown])
+    rows, titles = [list(pictures)], ["target"]
     budget = max(args.budgets)
     for kind, (tokenizer, generator) in models.items():
-        rows.append(list(tokenizer.decode(tokenizer.encode(shown)).clamp(0, 1)))
+        rows.append(list(tokenizer.decode(tokenizer.encode(pictures)).clamp(0, 1)))
         titles.append(f"{kind}: reconstructed")
         for method, size in (("best_of_n", 1), ("best_of_n", budget), ("beam", budget)):
             found = [

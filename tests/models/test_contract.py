@@ -210,6 +210,6 @@ def test_unknown_names_and_options_are_explained() -> None:
     with pytest.raises(VistokError, match="num_tokens"):
         create_model("titok_tiny_32.emoji", num_token=3)
     with pytest.raises(VistokError, match="cannot build the family"):
-        create_model("rar_b.imagenet")
+        model_class("rars")
     with pytest.raises(VistokError, match="no weights"):
         create_model("titok_tiny_32.emoji", pretrained=True)
