@@ -1,7 +1,7 @@
 """Does search gain more when tokens are ordered? One tokenizer recipe with and without an order, and what search makes of each.
 
     python eval/search_order.py --out outputs/search_order                   # half an hour on two CPU cores
-    python eval/search_order.py --out outputs/quick --limit 2 --budgets 1 8 steps=4 schedule.warmup_steps=1 checkpoint_every=4
+    python eval/search_order.py --out outputs/quick --limit 2 --budgets 1,8 steps=4 schedule.warmup_steps=1 checkpoint_every=4
 
 configs/titok/tiny.yaml (started from principal components in order; tails dropped in training) and configs/titok/tiny_unordered.yaml
 (the same components mixed; no tails dropped), and configs/digit_ar/tiny.yaml on the tokens of each: equal sizes, steps, pictures, seeds.
@@ -217,11 +217,10 @@ def main() -> int:
     parser.add_argument(
         "--verifier", default="lite0", help="likeness: lite0, lpips, or a vision transformer of timm (%(default)s)"
     )
-    parser.add_argument(
-        "--budgets", nargs="+", type=int, default=[1, 4, 16, 64, 256], help="candidates scored (1 4 16 64 256)"
-    )
+    parser.add_argument("--budgets", default="1,4,16,64,256", help="candidates scored (%(default)s)")
     parser.add_argument("--limit", type=int, help="this many targets (default: all held-out smileys)")
     args = parser.parse_intermixed_args()
+    args.budgets = [int(text) for text in args.budgets.split(",")]
     try:
         run(args)
     except VistokError as error:

@@ -24,8 +24,7 @@ def test_the_whole_chain_and_again(tmp_path) -> None:
         "--limit",
         "2",
         "--budgets",
-        "1",
-        "8",
+        "1,8",
         *QUICK,
     ]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=300)
