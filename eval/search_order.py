@@ -217,7 +217,7 @@ def main() -> int:
     parser.add_argument(
         "--verifier", default="lite0", help="likeness: lite0, lpips, or a vision transformer of timm (%(default)s)"
     )
-    parser.add_argument("--budgets", default="1,4,16,64,256", help="candidates scored (%(default)s)")
+    parser.add_argument("--budgets", default="1,4,16,64", help="candidates scored (%(default)s)")
     parser.add_argument("--limit", type=int, help="this many targets (default: all held-out smileys)")
     args = parser.parse_intermixed_args()
     args.budgets = [int(text) for text in args.budgets.split(",")]
