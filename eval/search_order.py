@@ -6,7 +6,7 @@
 configs/titok/tiny.yaml (started from principal components in order; tails dropped in training) and configs/titok/tiny_unordered.yaml
 (the same components mixed; no tails dropped), and configs/digit_ar/tiny.yaml on the tokens of each: equal sizes, steps, pictures, seeds.
 The task: for each held-out smiley, draw under its category what looks most like it. The verifier is the likeness to it
-(lite0, or lpips where its weights are), and the judge, which no search sees, is PSNR. Beam search judges prefixes: of ordered tokens they
+(lite0, PSNR, or lpips where its weights are), and the judge, which no search sees, is PSNR, or lite0 where PSNR is the verifier. Beam search judges prefixes: of ordered tokens they
 are coarse pictures; of tokens without an order, those to come are filled in with the middle of the codebook. All
 runs, and searches that were finished, are kept in the folder: a killed run goes on.
 """
@@ -14,6 +14,7 @@ runs, and searches that were finished, are kept in the folder: a killed run goes
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 from pathlib import Path
@@ -34,6 +35,7 @@ from vistok.report.plot_picture import line_picture, side_by_side
 from vistok.report.table import markdown_table
 from vistok.search import search
 from vistok.search.verifiers import SimilarityVerifier
+from vistok.search.verifiers.similarity import Likeness
 from vistok.training import TrainConfig, train
 
 _DATA = "emoji:Smileys & Emotion"
@@ -71,8 +73,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 rows.append(
                     {"kind": kind, "method": method, "budget": budget, "ceiling": ceiling} | _mean(found[:count])
                 )
-                print(f"{kind}, {method} of {budget}: {rows[-1]['score']:.4f}, {rows[-1]['judge']:.2f} dB", flush=True)
-    result = {"verifier": args.verifier, "judge": "psnr", "targets": count, "rows": rows, "gains": _gains(rows)}
+                print(
+                    f"{kind}, {method} of {budget}: {rows[-1]['score']:.4f}, {rows[-1]['judge']:.3f} (judge)",
+                    flush=True,
+                )
+    result = {
+        "verifier": args.verifier,
+        "judge": _judge(args.verifier),
+        "targets": count,
+        "rows": rows,
+        "gains": _gains(rows),
+    }
     save_result(result, out / "search_order.json")
     (out / "search_order.md").write_text(_table(result), encoding="utf-8")
     save_image(_plot(result), out / "search_order.png")
@@ -102,7 +113,7 @@ def _search(
         target[1],
         method=method,
         budget=budget,
-        verifier=SimilarityVerifier(verifier, target[0]),
+        verifier=_verifier(verifier, target[0]),
         seeds=1000 + index,
         fill=None if tokenizer.ordered else middle,
     )
@@ -114,7 +125,7 @@ def _one(
     found = _search(verifier, tokenizer, generator, target, index, method, budget)
     return {
         "score": float(found.scores[0]),
-        "judge": float(psnr(found.images, target[0][None])[0]),
+        "judge": float(_likeness(_judge(verifier))(found.images, target[0][None])[0]),
         "token_forwards": found.cost.token_forwards,
         "decoder_passes": found.cost.decoder_passes,
         "scored": found.cost.verifier_calls,
@@ -123,8 +134,21 @@ def _one(
 
 def _measured(verifier: str, images: Tensor, targets: Tensor) -> dict[str, float]:
     """Of the tokenizer's own reconstruction: as good as any of its tokens is likely to get."""
-    likeness = SimilarityVerifier(verifier, targets[0]).likeness
-    return {"score": float(likeness(images, targets).mean()), "judge": float(psnr(images, targets).mean())}
+    likeness, judge = _likeness(verifier), _likeness(_judge(verifier))
+    return {"score": float(likeness(images, targets).mean()), "judge": float(judge(images, targets).mean())}
+
+
+def _verifier(name: str, target: Tensor) -> SimilarityVerifier:
+    return SimilarityVerifier(psnr if name == "psnr" else name, target)
+
+
+@functools.cache
+def _likeness(name: str) -> Likeness:
+    return psnr if name == "psnr" else SimilarityVerifier(name).likeness
+
+
+def _judge(verifier: str) -> str:
+    return "lite0" if verifier == "psnr" else "psnr"
 
 
 def _mean(found: list[dict[str, float]]) -> dict[str, Any]:
@@ -162,16 +186,16 @@ def _table(result: dict[str, Any]) -> str:
         more = ["", ""]
         if row["kind"] == "ordered":
             more = [f"{gain[key]['difference']:+.3f} ± {gain[key]['standard_error']:.3f}" for key in ("score", "judge")]
-        cells = [row["kind"], row["method"], str(row["budget"]), f"{row['score']:.3f}", f"{row['judge']:.2f}"]
+        cells = [row["kind"], row["method"], str(row["budget"]), f"{row['score']:.3f}", f"{row['judge']:.3f}"]
         lines.append([*cells, *more, f"{row['token_forwards']:.0f}"])
     head = [
         "tokens",
         "method",
         "budget",
         result["verifier"],
-        "PSNR, dB",
+        f"{result['judge']} (judge)",
         "gains more",
-        "gains more, dB",
+        "gains more (judge)",
         "token forwards",
     ]
     return markdown_table(head, lines)
@@ -179,7 +203,7 @@ def _table(result: dict[str, Any]) -> str:
 
 def _plot(result: dict[str, Any]) -> Any:
     pictures = []
-    for key, label in (("score", f"{result['verifier']} likeness (verifier)"), ("judge", "PSNR, dB (judge)")):
+    for key, label in (("score", f"{result['verifier']} (verifier)"), ("judge", f"{result['judge']} (judge)")):
         series = {}
         for row in result["rows"]:
             xs, ys = series.setdefault(f"{row['kind']}, {row['method'].replace('_', '-')}", ([], []))
@@ -215,7 +239,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to all configurations, as steps=100")
     parser.add_argument("--out", required=True, help="folder of runs and results")
     parser.add_argument(
-        "--verifier", default="lite0", help="likeness: lite0, lpips, or a vision transformer of timm (%(default)s)"
+        "--verifier",
+        default="lite0",
+        help="likeness: lite0, psnr, lpips, or a vision transformer of timm (%(default)s)",
     )
     parser.add_argument("--budgets", default="1,4,16,64", help="candidates scored (%(default)s)")
     parser.add_argument("--limit", type=int, help="this many targets (default: all held-out smileys)")
