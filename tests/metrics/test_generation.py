@@ -14,7 +14,7 @@ from PIL import Image
 from small_features import SmallFeatures
 
 from vistok.data import open_source
-from vistok.errors import DataError
+from vistok.errors import ConfigError, DataError
 from vistok.metrics import generation as module
 from vistok.metrics.feature_set import FeatureWork
 from vistok.metrics.features import create_extractor
@@ -155,6 +155,34 @@ def test_odd_pictures(tmp_path: Path, small: None) -> None:
         evaluate(folder, folder)
     skipped = evaluate(folder, folder, skip_unreadable=True)
     assert skipped["samples"]["size"] == 12 and skipped["skipped"]["samples"] == {"count": 1, "names": ["zz.png"]}
+
+
+def test_one_picture_is_no_set(sets: tuple[Path, Path], tmp_path: Path, small: None) -> None:
+    one = folder_of(tmp_path / "one", 1)
+    with pytest.raises(DataError, match=r"reference folder:.*one: a distance takes two pictures or more, got 1"):
+        evaluate(sets[0], one)
+    with pytest.raises(DataError, match="samples folder:"):
+        evaluate(one, sets[0])
+    with pytest.raises(ConfigError, match="bootstrap is 0"):
+        evaluate(*sets, bootstrap=1)
+
+
+def test_kept_features_follow_the_pictures(tmp_path: Path, small: None) -> None:
+    """A set that is made anew has the old one's names."""
+    folder, other = folder_of(tmp_path / "set", 12), folder_of(tmp_path / "other", 12, seed=3)
+    before = evaluate(folder, other, cache=tmp_path / "cache")["fd_lite0"]
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    folder_of(folder, 12, seed=9)
+    after = evaluate(folder, other, cache=tmp_path / "cache")["fd_lite0"]
+    assert after != before and after == evaluate(folder, other)["fd_lite0"]
+
+
+def test_the_first_picture_may_be_broken(sets: tuple[Path, Path], tmp_path: Path, small: None) -> None:
+    folder = folder_of(tmp_path / "set", 9)
+    (folder / "000.png").write_bytes(b"broken")
+    assert evaluate(folder, sets[1], skip_unreadable=True)["samples"]["size"] == 8
 
 
 def test_files_of_evaluators(sets: tuple[Path, Path], tmp_path: Path, small: None) -> None:

@@ -138,3 +138,32 @@ def test_a_reproduction_runs_from_end_to_end(name: str, options: list[str], tmp_
     assert written["model"] == name and written["protocol"]["name"] == protocol_of(get_card(name))
     again = run_reproduce(parser.parse_args(command), device="cpu", say=lines.append)
     assert again["fd_lite0"] == result["fd_lite0"]
+
+
+def test_a_generator_that_reads_texts_is_reproduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its prompts, and CLIPScore; without them it says what it wants."""
+    import argparse
+    import dataclasses
+
+    from vistok.metrics import generation
+    from vistok.metrics.reproduce import add_reproduce_arguments, run_reproduce
+    from vistok.registry import cards
+
+    tiny = get_card("flexar_tiny.emoji")
+    config = {key: value for key, value in tiny.config.items() if key != "num_classes"}
+    config |= {"text": {"width": 16, "length": 8}, "reading": {"num_heads": 4}}
+    monkeypatch.setitem(cards(), "flexar_tiny.text", dataclasses.replace(tiny, name="flexar_tiny.text", config=config))
+    monkeypatch.setattr(generation, "gather_instruments", lambda *_, **__: Instruments(extractor=SmallFeatures()))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\nan apple tree\n")
+    parser = argparse.ArgumentParser()
+    add_reproduce_arguments(parser)
+    command = ["flexar_tiny.text", "--reference", "emoji:Smileys & Emotion", "--random-weights", "--out", str(tmp_path)]
+    lines: list[str] = []
+    with pytest.raises(VistokError, match="cannot read the prompts mjhq30k"):
+        run_reproduce(parser.parse_args(command), device="cpu", say=lines.append)
+    command += ["--prompts", str(prompts)]
+    result = run_reproduce(parser.parse_args(command), device="cpu", say=lines.append)
+    assert result["samples"]["size"] == 3 and result["protocol"]["name"] == "torch-fidelity, a made-up CLIP"
+    assert result["clip"]["network"] == "tiny" and any(line.startswith("clip_score: ") for line in lines)
+    assert result["sampling"]["conditions"] == ["a cat", "a dog", "an apple tree"]

@@ -152,7 +152,8 @@ def _add_neighbours(found: Findings, own: FeatureSet, theirs: FeatureSet, protoc
         ("recall", recall, len(pictures)),
         ("coverage", float(covered.double().mean()), len(pictures)),
     ):
-        std = (max(value * (1 - value), 0.0) / count) ** 0.5
+        share = (value * count + 1) / (count + 2)  # of none or all of a few images is not certain
+        std = (share * (1 - share) / count) ** 0.5
         found.add(name + suffix, value, std, f"a share of {count} images")
     density = mean_of(hits / _COVERAGE_NEIGHBOURS)
     found.add("density" + suffix, density.value, density.std, f"standard error over {len(own)} images")

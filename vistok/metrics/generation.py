@@ -72,7 +72,8 @@ def evaluate_generation(
         metric and where they are from; counts, protocol, sources, how the samples were made, notes.
     Raises:
         CheckpointError: the features cannot be had.
-        DataError: pictures that cannot be read.
+        ConfigError: options out of range.
+        DataError: pictures that cannot be read, or fewer than two.
     """
     started = time.perf_counter()
     protocol = get_protocol(protocol)
@@ -113,6 +114,12 @@ def evaluate_generation(
     if reference.images is not None:
         size = image_size or _height(samples, places)
         theirs = work.collect(reference.images, "reference", size=size, protocol=protocol)
+    for what, features_of, spec in (
+        ("samples", own, samples.spec),
+        ("reference", theirs, reference.described.get("spec")),
+    ):
+        if features_of is not None and len(features_of) < 2:
+            raise DataError(f"{what} {spec}: a distance takes two pictures or more, got {len(features_of)}")
     findings = measure_sets(own, theirs, reference, protocol, extractor.metric, bootstrap=bootstrap)
     fit = TextFit(reason="not asked for")
     if clip_score:

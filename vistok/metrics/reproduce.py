@@ -60,7 +60,7 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
 def protocol_of(card: ModelCard) -> str:
     """The protocol that a card's figures are of."""
     if card.kind == "generator":
-        return "adm-50k"
+        return "adm-50k" if _reads_classes(card) else "torch-fidelity"
     return "imagenet256-val" if dict(card.preprocessing).get("crop") == "arc" else "titok"
 
 
