@@ -17,6 +17,7 @@ from vistok.models.base import Tokenizer
 from vistok.search import LikelihoodVerifier, Verifier, search
 from vistok.search.result import Cost, best_first
 from vistok.search.run import condition_rows
+from vistok.search.verifiers import SimilarityVerifier
 from vistok.seeds import stable_seed
 from vistok.tokens import Tokens
 
@@ -177,6 +178,30 @@ def test_no_condition_and_one_seed_for_all(generator):
         == search(generator, None, [1, 2], budget=2, seeds=3).tokens
     )
     assert condition_rows(torch.tensor([1, 2])) == [1, 2] and condition_rows("cat") == ["cat"]
+    image = torch.rand(3, 8, 8)
+    assert [len(condition_rows(given)) for given in (image, [image], image[None], torch.stack([image] * 4))] == [
+        1,
+        1,
+        1,
+        4,
+    ]
+
+
+def test_an_image_as_the_condition(generator, tokenizer):
+    images = tokenizer.decode(generator.generate(CLASSES, seeds=SEEDS).tokens)
+    look = SimilarityVerifier(lambda x, y: -(x - y).square().mean(dim=(1, 2, 3)))
+    options = {"verifier": look, "seeds": 7, "beam_width": 3, "candidates_per_beam": 4, "token_schedule": (1, 4, 32)}
+    for prior, method in ((generator, "ar_free"), ("uniform", "beam")):
+        one = search(prior, tokenizer, images[1], method=method, **options)
+        assert one.images.shape == (1, 3, 64, 64)
+        torch.testing.assert_close(one.scores, look(one.images, [images[1]]).double())
+        both = search(prior, tokenizer, images[:2], method=method, **options)
+        assert len(both.tokens) == 2 and both.scores[0] != both.scores[1]
+    for given in (images[1], list(images)):
+        with pytest.raises(VistokError, match="method='ar_free'"):
+            search(generator, tokenizer, given, budget=2, verifier=look)
+    with pytest.raises(VistokError, match=r"takes class numbers or names, got a tensor \[3, 64, 64\]"):
+        generator.generate(list(images))
 
 
 def test_the_package_can_be_called(generator):

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.generate import DigitAR, DigitARConfig
-from vistok.generate.flexar import FlexAR, FlexARConfig
+from vistok.generate.flexar import FlexAR, FlexARConfig, TextConfig
 from vistok.generate.flexar_blocks import AttentionConfig
 from vistok.generate.gpt import Gpt, GptConfig
 from vistok.generate.maskgen import MaskGen, MaskGenConfig
 from vistok.generate.maskgit import MaskGit, MaskGitConfig
 from vistok.generate.rar import Rar, RarConfig
+from vistok.generate.text import TextCondition
 from vistok.models.titok import TiTok
 from vistok.search import search
 from vistok.seeds import stable_seed
@@ -37,6 +38,20 @@ WRITING = {
             codebook_size=50, num_tokens=6, num_classes=5, width=32, depth=2, attention=AttentionConfig(num_heads=2)
         ),
     ),
+}
+CAPTIONED = {
+    "flexar_text": (
+        FlexAR,
+        FlexARConfig(
+            codebook_size=50,
+            num_tokens=6,
+            width=32,
+            depth=2,
+            attention=AttentionConfig(num_heads=2),
+            text=TextConfig(width=16, length=6),
+            reading=AttentionConfig(num_heads=2),
+        ),
+    )
 }
 FILLING = {
     "maskgit": (MaskGit, MaskGitConfig(**GIT)),
@@ -60,7 +75,7 @@ FILLING = {
 
 def make(kind: str) -> Any:
     torch.manual_seed(0)
-    family, config = {**WRITING, **FILLING}[kind]
+    family, config = {**WRITING, **FILLING, **CAPTIONED}[kind]
     model = family(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -107,6 +122,24 @@ def test_branches_are_those_of_the_model(kind: str, cfg_scale: float, sample: bo
         at = 1 if branch_at == "last" else 0
         assert all(len(set(rows[:, at].tolist())) == 3 for rows in found)
     torch.testing.assert_close(one.scores, model.log_prob(one.tokens, [1, 3]).double(), atol=1e-3, rtol=0)
+
+
+def test_features_of_captions_are_one_condition_each():
+    model = make("flexar_text")
+    drawn = torch.Generator().manual_seed(1)
+    features = TextCondition(
+        torch.randn(2, 4, 16, generator=drawn),
+        torch.tensor([[True] * 4, [True, True, False, False]]),
+        torch.randn(1, 2, 16, generator=drawn),
+        torch.ones(1, 2, dtype=torch.bool),
+    )
+    options = {"seeds": [1, 2], "cfg_scale": 2.0}
+    found = search(model, None, features, budget=3, **options)
+    assert (
+        found.tokens
+        == search(model, None, [features[torch.tensor([row])] for row in range(2)], budget=3, **options).tokens
+    )
+    assert search(model, None, features, budget=1, **options).tokens == model.generate(features, **options).tokens
 
 
 @pytest.mark.parametrize("kind", ["digits_chain", "digits"])

@@ -15,13 +15,15 @@ from torch import Tensor
 from vistok.cli import main
 from vistok.errors import VistokError
 from vistok.generate import DigitAR, DigitARConfig
-from vistok.generate.sample_set import SamplePlan
+from vistok.generate.sample_set import SamplePlan, condition_record
+from vistok.generate.text import TextCondition
 from vistok.hub import create_model
 from vistok.models.base import Tokenizer
 from vistok.report.trajectory import search_trajectory
 from vistok.search import BeamConfig, BestOfNConfig, SearchMethod, search
 from vistok.search.search_set import SearchCell, SearchModels, image_path, read_results, run_searches
-from vistok.search.verifiers import FunctionVerifier
+from vistok.search.verifiers import Ensemble, FunctionVerifier, SimilarityVerifier
+from vistok.search.verifiers.scene import SceneVerifier
 
 BEAM = BeamConfig(beam_width=2, token_schedule=(1, 4, 32))
 PLAN = SamplePlan(num=5, conditions=(0, 3), seed=7, labels=(0, 3))
@@ -136,6 +138,30 @@ def test_another_set_in_the_same_folder_is_refused(generator, tokenizer, tmp_pat
         run_searches(models, CELLS[:2], PLAN, tmp_path, progress=False)
     with pytest.raises(VistokError, match="differ in model, method or budget"):
         run_searches(models, [CELLS[0]] * 2, PLAN, tmp_path / "new", progress=False)
+
+
+def test_another_reference_is_another_search(generator, tokenizer, tmp_path):
+    def run(reference: Tensor, close: float = 0.2, conditions: tuple[Any, ...] = (0,)) -> None:
+        verifier = Ensemble([SimilarityVerifier(lambda x, y: -(x - y).abs().mean(dim=(1, 2, 3)), reference)])
+        models = {"tiny": SearchModels(generator, tokenizer, verifier, judge=SceneVerifier(close=close))}
+        plan = SamplePlan(num=1, conditions=conditions, seed=7)
+        run_searches(models, CELLS[:1], plan, tmp_path, progress=False)
+
+    image = torch.rand(3, 64, 64)
+    with pytest.raises(VistokError, match="scene"):  # a class is no scene: only the settings are written
+        run(image)
+    for changed in (image.flip(1), {0: image}):
+        with pytest.raises(VistokError, match="holds other searches"):
+            run(changed)
+    with pytest.raises(VistokError, match="holds other searches"):
+        run(image, close=0.3)
+
+
+def test_conditions_are_recorded_by_what_they_hold():
+    images = torch.rand(2, 3, 64, 64)
+    assert condition_record(images[0]) != condition_record(images[1]) and condition_record(3) == 3
+    made = [TextCondition(torch.full((1, 2, 900), value), torch.ones(1, 2)) for value in (0.0, 0.5)]
+    assert condition_record(made[0]) != condition_record(made[1]) and "TextCondition" in condition_record(made[0])
 
 
 @pytest.fixture(scope="module")

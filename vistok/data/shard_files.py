@@ -23,13 +23,12 @@ from typing import Any
 import numpy as np
 
 from vistok.errors import DataError
-from vistok.files import whole_file
+from vistok.files import file_sha256, whole_file
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 _KIND = "token shards"
 _FACTS = ("index", "label", "text", "ends")
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -226,12 +225,3 @@ def facts_path(folder: Path, number: int) -> Path:
 def record_path(folder: Path, number: int) -> Path:
     """Of what the manifest will say of a shard."""
     return folder / f"shard-{number:05d}.json"
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(_CHUNK):
-            digest.update(part)
-    return digest.hexdigest()

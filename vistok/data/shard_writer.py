@@ -25,14 +25,13 @@ from vistok.data.shard_files import (
     ShardFacts,
     ShardRecord,
     facts_path,
-    file_sha256,
     record_path,
     tokens_path,
 )
 from vistok.data.sources import ImageSource
 from vistok.data.views import Views
 from vistok.errors import DataError, VistokError
-from vistok.files import changed_settings, whole_file
+from vistok.files import changed_settings, file_sha256, whole_file
 from vistok.models.base import Tokenizer
 from vistok.seeds import stable_seed
 from vistok.token_file import TokenWriter

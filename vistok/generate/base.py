@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -268,8 +269,8 @@ def class_labels(
         for entry in entries:
             if isinstance(entry, str) and entry not in numbers:
                 raise VistokError(f"{title} has no class {entry!r}; {nearest(entry, numbers)}")
-            if not isinstance(entry, str) and not (hasattr(entry, "__index__") or entry is None):
-                raise VistokError(f"{title} takes class numbers or names, got {entry!r}")
+            if not isinstance(entry, str) and entry is not None and not _is_number(entry):
+                raise VistokError(f"{title} takes class numbers or names, got {_short(entry)}")
         labels = torch.tensor(
             [numbers[entry] if isinstance(entry, str) else -1 if entry is None else int(entry) for entry in entries],
             dtype=torch.int64,
@@ -281,3 +282,17 @@ def class_labels(
         wanted = f"classes 0 to {num_classes - 1}" if num_classes else "no classes: leave the condition out"
         raise VistokError(f"{title} has {wanted}; got {low if low < -1 else high}")
     return labels
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a whole number, as an int, a NumPy scalar or a tensor of one int."""
+    try:
+        operator.index(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _short(value: Any) -> str:
+    """A value in an error: a tensor by its shape."""
+    return f"a tensor {list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"{value!r:.80}"

@@ -11,13 +11,14 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from vistok.data.transforms import to_uint8
@@ -25,7 +26,7 @@ from vistok.errors import DataError, VistokError
 from vistok.files import changed_settings, whole_file
 from vistok.generate.base import Generator
 from vistok.generate.pairing import check_pair, same_origin
-from vistok.models.base import Tokenizer
+from vistok.models.base import Tokenizer, tensor_hash
 from vistok.seeds import stable_seed
 
 if TYPE_CHECKING:
@@ -67,6 +68,18 @@ class SamplePlan:
     def seed_of(self, index: int) -> int:
         """Of image ``index``."""
         return stable_seed(self.seed, "sample", index)
+
+
+def condition_record(condition: Any) -> str | int | None:
+    """A condition as records have it: texts and numbers as they are, tensors and what consists of them by a fingerprint."""
+    if isinstance(condition, (str, int, type(None))):
+        return condition
+    if isinstance(condition, Tensor):
+        return f"tensor {list(condition.shape)} {tensor_hash(condition)}"
+    if is_dataclass(condition):
+        parts = {entry.name: condition_record(getattr(condition, entry.name)) for entry in fields(condition)}
+        return f"{type(condition).__name__}({', '.join(f'{name}={value}' for name, value in parts.items())})"
+    return repr(condition)
 
 
 def write_samples(
@@ -186,7 +199,7 @@ def _settings(
         "tokenizer": describe(tokenizer),
         "num": plan.num,
         "seed": plan.seed,
-        "conditions": [value if isinstance(value, (str, int, type(None))) else repr(value) for value in conditions],
+        "conditions": [condition_record(value) for value in conditions],
         "length": length,
         "sampling": json.loads(json.dumps(to_dict(generator.sampling.updated(**sampling)))),
         "dtype": str(generator.dtype).removeprefix("torch."),

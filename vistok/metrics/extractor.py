@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.files import file_sha256
 
 
 class FeatureExtractor(nn.Module):
@@ -30,7 +30,7 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
-        self.weight_hash = file_hash(weights)
+        self.weight_hash = file_sha256(weights)[:16]
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -57,12 +57,3 @@ class FeatureExtractor(nn.Module):
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stays in evaluation mode whatever is asked."""
         return super().train(False)
-
-
-def file_hash(path: Path) -> str:
-    """16 hex digits of a file's SHA-256."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

@@ -16,8 +16,8 @@ from PIL import Image
 
 from vistok.data.sources import BaseSource, ImageSource, open_source
 from vistok.errors import DataError
+from vistok.files import file_sha256
 from vistok.generate.sample_set import IMAGE_FOLDER, INDEX_FILE, NPZ_FILE, SETTINGS_FILE, read_prompts
-from vistok.metrics.extractor import file_hash
 from vistok.metrics.frechet import FeatureStats
 from vistok.metrics.reference import read_made
 
@@ -174,7 +174,7 @@ def open_reference(spec: str, split: str | None = None) -> ImageSource | Referen
         raise DataError(f"there is no file {spec} of statistics or images")
     names = _names_in(path)
     images = open_source(f"npz:{path}", split="all") if "arr_0" in names else None
-    described: dict[str, Any] = {"spec": spec, "file_hash": file_hash(path)}
+    described: dict[str, Any] = {"spec": spec, "file_hash": file_sha256(path)[:16]}
     if made := read_made(path):
         described["made"] = made
     if "mu" not in names and images is not None:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import CheckpointError
+from vistok.files import file_sha256
 from vistok.hub import read_state
-from vistok.metrics.extractor import FeatureExtractor, file_hash
+from vistok.metrics.extractor import FeatureExtractor
 from vistok.models.base import state_hash
 
 _DINO = "vit_large_patch14_dinov2.lvd142m"
@@ -38,7 +39,7 @@ class DinoFeatures(FeatureExtractor):
         if weights is not None:
             _load(self.network, weights)
         self.dims = self.network.num_features
-        self.weight_hash = state_hash(self.network.state_dict()) if weights is None else file_hash(weights)
+        self.weight_hash = state_hash(self.network.state_dict()) if weights is None else file_sha256(weights)[:16]
         data = self.network.pretrained_cfg
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(data[name]).view(3, 1, 1), persistent=False)
@@ -69,7 +70,7 @@ class ClipFeatures(FeatureExtractor):
         if weights is not None:
             _load(self.network.clip, weights)
         self.dims = self.network.dim
-        self.weight_hash = state_hash(self.network.clip.state_dict()) if weights is None else file_hash(weights)
+        self.weight_hash = state_hash(self.network.clip.state_dict()) if weights is None else file_sha256(weights)[:16]
         self.train(False)
 
     def _features(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:

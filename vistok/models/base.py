@@ -43,6 +43,13 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def tensor_hash(tensor: Tensor) -> str:
+    """A fingerprint of one tensor's shape and all its values: 16 hex digits."""
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="vistok", tags=["vistok"]):
     """A module that is built from a frozen dataclass and saved as ``config.json`` + ``model.safetensors``.
 

@@ -142,8 +142,15 @@ class GeneratorPrior(Prior):
         self.num_tokens, self.codebook_size = generator.num_tokens, generator.codebook_size
 
     def check(self, conditions: Sequence[Any]) -> None:
-        if self.conditional:
-            self.generator.encode_condition(list(conditions))
+        if not self.conditional:
+            return
+        if any(isinstance(entry, Tensor) and entry.ndim == 3 for entry in conditions):
+            raise VistokError(
+                f"{self.generator.name or self.generator.family} does not read images. To search for tokens of an image, let "
+                "only the verifier see it: method='ar_free', or 'uniform' in place of the generator; or give the generator "
+                "its own condition and the image as the verifier's reference: SimilarityVerifier('lite0', image)"
+            )
+        self.generator.encode_condition(list(conditions))
 
     def start(self, conditions: Sequence[Any], seeds: Sequence[int], prefix: Tensor | None, cost: Cost) -> Rows:
         generator = self.generator

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from vistok.errors import VistokError, nearest
 from vistok.generate.base import Generator
+from vistok.generate.captions import CaptionCondition
 from vistok.generate.pairing import check_codebooks
 from vistok.generate.sampling import row_seeds
+from vistok.generate.text import TextCondition
 from vistok.models.base import Tokenizer
 from vistok.search.ar_free import ArFreeConfig
 from vistok.search.beam import BeamConfig
@@ -60,7 +62,8 @@ def search(
     Args:
         generator: draws candidates; ``"uniform"`` draws every token alike from the whole codebook.
         tokenizer: decodes them; may be None where neither the verifier nor the caller wants images.
-        condition: one condition, or a sequence of B; as ``generator.generate`` takes it.
+        condition: one condition, or a sequence of B; as ``generator.generate`` takes it. Without the generator (``"uniform"``,
+            ``ar_free``) whatever the verifier understands, as an image [3, H, W] in [0, 1].
         method: ``best_of_n``, ``beam``, ``lookahead`` or ``ar_free`` (beam search without asking the
             generator about the condition), or a configuration, as ``BeamConfig(beam_width=3)``.
         verifier: a name of ``vistok.search.VERIFIERS``, a ``Verifier``, or a function of (images, condition)
@@ -131,7 +134,11 @@ def search(
 
 
 def condition_rows(condition: Any) -> list[Any]:
-    """One condition or many -> a list of them."""
+    """One condition or many -> a list of them. Numbers [B] are B classes; an image [3, H, W] is one condition, [B, 3, H, W] are B."""
+    if isinstance(condition, (TextCondition, CaptionCondition)):
+        return [condition[torch.tensor([row])] for row in range(len(condition))]
+    if isinstance(condition, Tensor) and condition.ndim == 3:
+        return [condition]
     if isinstance(condition, Tensor):
         return condition.reshape(-1).tolist() if condition.ndim < 2 else list(condition)
     if condition is None or isinstance(condition, (str, int)) or not hasattr(condition, "__iter__"):

@@ -22,7 +22,7 @@ from vistok.data.transforms import to_uint8
 from vistok.errors import DataError, VistokError
 from vistok.files import changed_settings, whole_file
 from vistok.generate.base import Generator
-from vistok.generate.sample_set import SamplePlan
+from vistok.generate.sample_set import SamplePlan, condition_record
 from vistok.models.base import Tokenizer
 from vistok.search.method import SearchMethod
 from vistok.search.prior import token_data
@@ -152,7 +152,7 @@ def _search(models: SearchModels, cell: SearchCell, plan: SamplePlan, indices: r
     entries = [
         {
             "index": index,
-            "condition": condition if isinstance(condition, (str, int, type(None))) else repr(condition),
+            "condition": condition_record(condition),
             "seed": plan.seed_of(index),
             **{name: values[row] for name, values in scores.items()},
             "tokens": token_data(result.tokens)[row].tolist(),
@@ -199,7 +199,9 @@ def _settings(
                 "generator": describe(part.generator),
                 "tokenizer": describe(part.tokenizer),
                 "verifier": part.verifier.name,
+                "verifier_settings": part.verifier.settings(),
                 "judge": None if part.judge is None else part.judge.name,
+                "judge_settings": {} if part.judge is None else part.judge.settings(),
                 "options": {
                     key: value if isinstance(value, (int, float, str, dict, type(None))) else repr(value)
                     for key, value in part.options.items()
@@ -213,9 +215,7 @@ def _settings(
         ],
         "num": plan.num,
         "seed": plan.seed,
-        "conditions": [
-            value if isinstance(value, (str, int, type(None))) else repr(value) for value in plan.conditions
-        ],
+        "conditions": [condition_record(value) for value in plan.conditions],
         "chunk_size": chunk_size,
     }
     return json.loads(json.dumps(content))

@@ -27,6 +27,10 @@ class Verifier(ABC):
     needs_images: bool = True
     relative: bool = False
 
+    def settings(self) -> dict[str, Any]:
+        """What scores depend on beside the name, as JSON's values: it is recorded, and searches that are resumed must have the same."""
+        return {}
+
     @abstractmethod
     def __call__(
         self,

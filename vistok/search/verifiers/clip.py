@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vistok.errors import CheckpointError
 from vistok.hub import read_state
+from vistok.models.base import state_hash
 from vistok.models.clip import ClipImages
 from vistok.search.verifiers.base import Verifier
 from vistok.search.verifiers.texts import condition_texts
@@ -46,6 +47,10 @@ class ClipVerifier(Verifier):
         self.network = ClipImages(architecture, weights).to(device)
         self.class_names, self.template = tuple(class_names), template
         self.name = f"clip:{architecture}" + (f":{weights}" if weights else ":random")
+
+    def settings(self) -> dict[str, Any]:
+        """How a text is made of a condition."""
+        return {"template": self.template}
 
     def __call__(
         self,
@@ -83,6 +88,10 @@ class AestheticVerifier(Verifier):
         self.head = _aesthetic_head(Path(weights) if weights else _cached_aesthetic()).to(device)
         self.network = ClipImages(architecture, clip_weights).to(device)
         self.name = f"aesthetic:{architecture}"
+
+    def settings(self) -> dict[str, Any]:
+        """A fingerprint of the head."""
+        return {"head": state_hash(self.head.state_dict())}
 
     @torch.no_grad()
     def __call__(

@@ -56,6 +56,11 @@ class Ensemble(Verifier):
         parts = [f"{weight:g}*{name}" for name, weight in zip(names, weights, strict=True) if weight > 0]
         self.name = f"{aggregation}({' + '.join(parts)})"
 
+    def settings(self) -> dict[str, Any]:
+        """The members' own."""
+        members = [member.settings() for member in self.members]
+        return {"as_shipped": self.as_shipped} | ({"members": members} if any(members) else {})
+
     def __call__(
         self,
         images: Tensor | None,

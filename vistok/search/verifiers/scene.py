@@ -48,6 +48,10 @@ class SceneVerifier(Verifier):
     def __init__(self, *, close: float = _CLOSE) -> None:
         self.close = close
 
+    def settings(self) -> dict[str, Any]:
+        """How close a thing must come."""
+        return {"close": self.close}
+
     def __call__(
         self,
         images: Tensor | None,

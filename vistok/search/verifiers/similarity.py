@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.errors import VistokError
+from vistok.models.base import tensor_hash
 from vistok.search.verifiers.base import Verifier
 from vistok.tokens import Tokens
 
@@ -40,6 +41,13 @@ class SimilarityVerifier(Verifier):
         self.likeness = _named(likeness, device) if isinstance(likeness, str) else likeness
         title = likeness if isinstance(likeness, str) else getattr(likeness, "__name__", "function")
         self.name, self.references, self.device = f"similarity:{title}", references, device
+
+    def settings(self) -> dict[str, Any]:
+        """A fingerprint of the references."""
+        if self.references is None:
+            return {}
+        images = {"": self.references} if isinstance(self.references, Tensor) else self.references
+        return {"references": {str(condition): tensor_hash(image) for condition, image in images.items()}}
 
     @torch.no_grad()
     def __call__(
