@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from vistok.errors import DataError, VistokError
 
 
 @contextmanager
@@ -36,6 +39,33 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], *, most: in
     """Which of the ``new`` settings the ``old`` ones say otherwise: ``seed (3, now 4), ...``; "" if none."""
     differ = [key for key in new if old.get(key) != new[key]]
     return ", ".join(f"{key} ({_short(old.get(key))}, now {_short(new[key])})" for key in differ[:most])
+
+
+def claim_settings(path: Path, settings: Mapping[str, Any], *, holds: str) -> bool:
+    """Write what a folder's results depend on, or see that what is already there is the same.
+
+    Args:
+        path: of the settings, in the folder.
+        settings: of JSON's values.
+        holds: what errors say that the folder holds, as ``other searches``.
+    Returns:
+        whether they were there.
+    Raises:
+        DataError: what is there cannot be read.
+        VistokError: it is something else.
+    """
+    if not path.exists():
+        with whole_file(path) as file:
+            file.write((json.dumps(settings, indent=2) + "\n").encode())
+        return False
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}; choose another folder") from error
+    changed = changed_settings(old if isinstance(old, dict) else {}, settings)
+    if changed:
+        raise VistokError(f"{path.parent} holds {holds}: {changed}; choose another folder, or remove it")
+    return True
 
 
 def _short(value: Any) -> str:

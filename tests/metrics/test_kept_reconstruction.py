@@ -128,7 +128,7 @@ def test_states_of_several_processes(model: Any, tmp_path: Path, monkeypatch: py
 )
 def test_other_settings_are_refused(model: Any, tmp_path: Path, change: dict[str, Any], named: str) -> None:
     evaluate(model, cache=tmp_path)
-    with pytest.raises(VistokError, match=f"keeps another evaluation: {named}.*choose another folder"):
+    with pytest.raises(VistokError, match=f"holds another evaluation: {named}.*choose another folder"):
         evaluate(model, cache=tmp_path, **change)
 
 

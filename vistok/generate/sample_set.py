@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from vistok.data.transforms import to_uint8
 from vistok.errors import DataError, VistokError
-from vistok.files import changed_settings, whole_file
+from vistok.files import claim_settings, whole_file
 from vistok.generate.base import Generator
 from vistok.generate.pairing import check_pair, same_origin
 from vistok.models.base import Tokenizer, tensor_hash
@@ -212,22 +212,11 @@ def _settings(
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or see that those already there are the same."""
     path = folder / SETTINGS_FILE
-    if path.exists():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {error}; choose another folder") from error
-        changed = changed_settings(old, settings)
-        if changed:
-            raise VistokError(f"{folder} holds samples made otherwise: {changed}; choose another folder, or remove it")
-        return
-    if (folder / IMAGE_FOLDER).exists() or (folder / NPZ_FILE).exists():
+    if not path.exists() and ((folder / IMAGE_FOLDER).exists() or (folder / NPZ_FILE).exists()):
         raise VistokError(
             f"{folder} holds images but no {SETTINGS_FILE} that says whose they are; choose another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        file.write((json.dumps(settings, indent=2) + "\n").encode())
+    claim_settings(path, settings, holds="samples made otherwise")
 
 
 def _image_path(folder: Path, index: int) -> Path:

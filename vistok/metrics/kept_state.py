@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vistok.errors import DataError, VistokError
-from vistok.files import changed_settings, whole_file
+from vistok.files import claim_settings, whole_file
 from vistok.metrics.processes import main_first
 
 if TYPE_CHECKING:
@@ -48,10 +47,9 @@ class KeptState:
     ) -> None:
         rank, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
         self.folder, self.seconds = Path(folder), seconds
-        self._facts = self.folder / f"{name}.json"
         self._path = self.folder / f"{name}-{rank:05d}-of-{processes:05d}.npz"
-        self._settings = json.loads(json.dumps({**settings, "processes": processes}))
-        main_first(self._claim, accelerator)
+        facts = json.loads(json.dumps({**settings, "processes": processes}))
+        main_first(lambda: claim_settings(self.folder / f"{name}.json", facts, holds="another evaluation"), accelerator)
         self._next = time.monotonic() + seconds
 
     def load(self) -> dict[str, np.ndarray] | None:
@@ -74,20 +72,3 @@ class KeptState:
             np.savez(file, **make())
         ended = time.monotonic()
         self._next = ended + max(self.seconds, _SHARE * (ended - began))
-
-    def _claim(self) -> None:
-        """Write the settings, or see that those already there are the same."""
-        if not self._facts.exists():
-            with whole_file(self._facts) as file:
-                file.write((json.dumps(self._settings, indent=2) + "\n").encode())
-            return
-        try:
-            old = json.loads(self._facts.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self._facts} cannot be read: {error}; choose another folder") from error
-        changed = changed_settings(old if isinstance(old, dict) else {}, self._settings)
-        if changed:
-            raise VistokError(
-                f"{self.folder} keeps another evaluation: {changed}; choose another folder, or remove {self._facts.name} "
-                "and the files beside it"
-            )

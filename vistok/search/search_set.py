@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from vistok.config import to_dict
 from vistok.data.transforms import to_uint8
-from vistok.errors import DataError, VistokError
-from vistok.files import changed_settings, whole_file
+from vistok.errors import VistokError
+from vistok.files import claim_settings, whole_file
 from vistok.generate.base import Generator
 from vistok.generate.sample_set import SamplePlan, condition_record
 from vistok.models.base import Tokenizer
@@ -102,7 +102,7 @@ def run_searches(
     settings = _settings(models, cells, plan, chunk_size)
     main = accelerator is None or accelerator.is_main_process
     if main:
-        _claim(folder, settings)
+        claim_settings(folder / SETTINGS_FILE, settings, holds="other searches")
     _wait(accelerator)
     share = slice(0, None) if accelerator is None else slice(accelerator.process_index, None, accelerator.num_processes)
     pieces = [(cell, start) for start in range(0, plan.num, chunk_size) for cell in cells][share]
@@ -219,22 +219,6 @@ def _settings(
         "chunk_size": chunk_size,
     }
     return json.loads(json.dumps(content))
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or see that those already there are the same."""
-    path = folder / SETTINGS_FILE
-    if path.exists():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {error}; choose another folder") from error
-        changed = changed_settings(old, settings)
-        if changed:
-            raise VistokError(f"{folder} holds other searches: {changed}; choose another folder, or remove it")
-        return
-    with whole_file(path) as file:
-        file.write((json.dumps(settings, indent=2) + "\n").encode())
 
 
 def _piece_path(folder: Path, cell: SearchCell, start: int) -> Path:
