@@ -112,12 +112,16 @@ def test_the_aesthetic_head_is_the_published_one(tmp_path):
 
 
 def test_likeness_to_a_reference():
+    asked = []
+
     def likeness(x: Tensor, y: Tensor) -> Tensor:
+        asked.append((len(x), len(y)))
         return -(x - y).abs().mean(dim=(1, 2, 3))
 
     by_condition = SimilarityVerifier(likeness, {"a": IMAGES[0], "b": IMAGES[1]})
     scores = by_condition(IMAGES[[0, 0, 1]], ["a", "b", "b"])
     assert scores[0] == scores[2] == 0 and scores[1] < 0
+    assert asked == [(1, 1), (2, 1)]  # a reference is read once for all that are compared with it
     assert by_condition(IMAGES[:1], [IMAGES[0]])[0] == 0  # a condition that is an image is its own reference
     assert SimilarityVerifier(likeness, torch.rand(3, 96, 96))(IMAGES, [1] * 4).shape == (4,)
     with pytest.raises(VistokError, match="no reference image for the condition 'c'"):

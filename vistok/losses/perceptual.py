@@ -72,7 +72,7 @@ class LPIPS(_FrozenNetwork):
         self._freeze()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The distance of each pair: two [B, 3, H, W] in [0, 1] (not clamped), at their own size -> [B]."""
+        """The distance of each pair, [B, 3, H, W] in [0, 1] (not clamped) at their own size, and as many or one for all -> [B]."""
         with torch.autocast(x.device.type, enabled=False):
             a, b = ((image.float() * 2.0 - 1.0 - self.shift) / self.scale for image in (x, y))
             total = x.new_zeros(len(x), dtype=torch.float32)

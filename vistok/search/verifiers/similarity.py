@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from vistok.models.base import tensor_hash
 from vistok.search.verifiers.base import Verifier
 from vistok.tokens import Tokens
 
-# Two batches of images [N, 3, H, W] in [0, 1] -> likenesses [N], higher is more alike.
+# Images [N, 3, H, W] in [0, 1], and one [1, 3, H, W] that all are compared with -> likenesses [N], higher is more alike.
 Likeness = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -60,17 +60,16 @@ class SimilarityVerifier(Verifier):
         num_new: int | None = None,
     ) -> Tensor:
         """See ``Verifier``."""
-        wanted = [self._reference(entry).to(images) for entry in condition]
-        size = images.shape[2:]
-        wanted = [
-            image
-            if image.shape[1:] == size
-            else F.interpolate(image[None], size=size, mode="bicubic", align_corners=False, antialias=True)[0].clamp(
-                0, 1
-            )
-            for image in wanted
-        ]
-        return self.likeness(images.to(self.device), torch.stack(wanted).to(self.device))
+        # The candidates of one reference together, so that its features are computed once.
+        rows: dict[int, list[int]] = {}
+        references = [self._reference(entry) for entry in condition]
+        for row, reference in enumerate(references):
+            rows.setdefault(id(reference), []).append(row)
+        scores = torch.empty(len(images), device=self.device)
+        for own in rows.values():
+            wanted = _at_size(references[own[0]].to(images)[None], images.shape[2:]).to(self.device)
+            scores[own] = self.likeness(images[own].to(self.device), wanted).to(scores)
+        return scores
 
     def _reference(self, condition: Any) -> Tensor:
         if isinstance(condition, Tensor) and condition.ndim == 3:
@@ -80,6 +79,12 @@ class SimilarityVerifier(Verifier):
         if self.references is None or condition not in self.references:
             raise VistokError(f"the verifier {self.name} has no reference image for the condition {condition!r}")
         return self.references[condition]
+
+
+def _at_size(image: Tensor, size: Sequence[int]) -> Tensor:
+    if image.shape[2:] == size:
+        return image
+    return F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
 
 
 def _named(name: str, device: torch.device | str) -> Likeness:
