@@ -238,7 +238,7 @@ CARDS = (
             "dropout": 0.0,
         },
         licence="Apache-2.0",
-        sampling={"steps": 16, "randomize_temperature": 3.0},
+        sampling={"steps": 16, "randomize_temperature": 1.0},
         tokenizer="titok_tiny_32.emoji",
         paper=_TITOK_PAPER,
         notes="no weights are shipped: `vistok train configs/maskgit/tiny.yaml` makes them in minutes",
