@@ -29,6 +29,7 @@ KINDS = {
     "vq_legacy": replace(BASE, head="vqgan", legacy_layout=True, vqgan=VQGAN),
     "vq_text": replace(BASE, text_length=5, text_dim=7, l2_norm=False, cluster=True),
     "gaussian": replace(BASE, quantizer="gaussian"),
+    "gaussian_linear": replace(BASE, quantizer="gaussian", tail_drop="uniform", init="linear"),
     "fsq_ordered": replace(BASE, quantizer="fsq", levels=(4, 3, 5, 2), tail_drop="uniform"),
     "fsq_linear": replace(BASE, quantizer="fsq", levels=(8, 8, 8, 8), tail_drop="log_uniform", init="linear"),
     "fsq_progressive": replace(

@@ -203,7 +203,7 @@ def test_the_house_initialisation_attends_to_what_is_near(changes: dict[str, Any
     logits = (query @ key.transpose(1, 2))[0]
     rows, columns = torch.arange(64) // 8, torch.arange(64) % 8
     steps = (rows[:, None] - rows).abs() + (columns[:, None] - columns).abs()
-    nearness = [float(logits[steps == count].mean()) for count in (0, 1, 3, 6)]
+    nearness = [float(logits[steps == count].mean().detach()) for count in (0, 1, 3, 6)]
     assert nearness == sorted(nearness, reverse=True) and nearness[0] > 0.0
     if model.config.layout == "1d":
         last = rearrange(model.decoder.token_pos_embed[:, -8:], "b (r c) d -> b d r c", r=2)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_models import make
 
 from vistok.cli import main
-from vistok.config import from_dict
+from vistok.config import from_dict, load_yaml, merge
 from vistok.data import open_source
 from vistok.data.shard_writer import write_token_shards
 from vistok.data.token_shards import TokenShards
@@ -26,6 +26,9 @@ from vistok.training.checkpoint import newest_checkpoint
 from vistok.training.loop import TrainingRun
 
 DIGIT_AR = {"family": "digit_ar", "width": 32, "depth": 1, "num_heads": 2, "class_dropout": 0.2}
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY = [path for path in sorted(CONFIGS.glob("*/tiny*.yaml")) if load_yaml(path)["task"] == "generator"]
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +162,17 @@ def test_latents_train_a_generator(folder: Path, tmp_path: Path) -> None:
     assert shards.continuous and shards[3, 1]["latents"].dtype == torch.float32
     with pytest.raises(ConfigError, match="makes continuous latents, and this digit_ar wants ids"):
         build_task(run_config(folder, tmp_path, "gaussian", model=DIGIT_AR | {"codebook_size": 8}))
+
+
+@pytest.mark.parametrize("path", TINY, ids=lambda path: "-".join(path.parts[-2:]))
+def test_the_shipped_recipes_of_generators_train(path: Path, folder: Path, tmp_path: Path) -> None:
+    kind = "gaussian" if path.stem == "tiny_kl" else "fsq_ordered"
+    given = {"data": {"train": f"tokens:{folder}/{kind}_train", "val": ""}, "loss": {"tokenizer": ""}}
+    spec = merge(load_yaml(path), given | {"output_dir": str(tmp_path), "steps": 2, "batch_size": 4})
+    result = train(from_dict(TrainConfig, spec))
+    assert result.step == 2 and all(map(math.isfinite, result.metrics.values()))
+    model = from_pretrained(result.folder / "final")
+    assert len(model.generate(None, 2, seeds=0).tokens) == 2
 
 
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import ConfigError, VistokError, nearest
@@ -57,6 +58,7 @@ SIZES = {
 }
 # Log-uniform tail drop keeps everything this often, so that the full length is not undertrained.
 _FULL_LENGTH_SHARE = 0.5
+_LINEAR_LOGVAR = -6.0  # a standard deviation of 0.05, beside 0.4 of the components
 _LINEAR = ("linear", "linear_mixed")  # the kinds of init with a linear codec under both transformers
 
 
@@ -124,8 +126,8 @@ class TiTokConfig:
             )
         if self.quantizer == "fsq" and len(self.levels) != self.code_dim:
             raise ConfigError(f"fsq takes one level count a channel: code_dim is {self.code_dim}, levels {self.levels}")
-        if self.init != "random" and (self.head != "pixels" or self.quantizer == "gaussian" or self.legacy_layout):
-            raise ConfigError(f"init: {self.init} goes with head: pixels, a discrete quantizer and the new layout")
+        if self.init != "random" and (self.head != "pixels" or self.legacy_layout):
+            raise ConfigError(f"init: {self.init} goes with head: pixels and the new layout")
         if self.init == "progressive" and (self.quantizer != "fsq" or len(set(self.levels)) != 1):
             raise ConfigError(
                 f"init: progressive goes with fsq of one number of levels, got {self.quantizer} {self.levels}"
@@ -234,7 +236,9 @@ class TiTok(Tokenizer):
             hidden = hidden.reshape(batch, width, num_tokens).transpose(1, 2)
         latents = self.to_latents(hidden)
         if self.config.init in _LINEAR:
-            latents = latents + self.linear.encode(images)
+            linear = self.linear.encode(images)
+            # Of moments, the means; log-variances are the encoder's alone.
+            latents = latents + F.pad(linear, (0, latents.shape[-1] - linear.shape[-1]))
         return latents
 
     def _encode_tokens(self, images: Tensor, *, generator: torch.Generator | None, length: int | None) -> Tokens:
@@ -435,6 +439,8 @@ class TiTok(Tokenizer):
             nn.init.zeros_(self.to_patches.weight)
             if self.config.init in _LINEAR:
                 nn.init.zeros_(self.to_latents.weight)
+                if self.continuous:
+                    nn.init.constant_(self.to_latents.bias[self.config.code_dim :], _LINEAR_LOGVAR)
             nn.init.dirac_(self.conv_out.weight)
             for embed in (self.decoder.latent_embed, self.linear_embed):
                 fan_in = embed.weight[0].numel()

@@ -76,7 +76,6 @@ class GeneratorTask(Task):
         self._check_origin(self.bank, self.classes)
         facts = {
             "codebook_size": self.origin.codebook_size,
-            "code_dim": self.bank.channels,
             "num_tokens": self.origin.num_tokens,
             "num_classes": len(self.classes),
             "class_names": self.classes,
@@ -84,6 +83,8 @@ class GeneratorTask(Task):
             "tokenizer_model": self.origin.name,
             "tokenizer_hash": self.origin.weight_hash,
         }
+        if self.origin.continuous:
+            facts["code_dim"] = self.bank.channels
         torch.manual_seed(config.seed)
         self.model = make_model({**self._known_facts(facts), **config.model})
         if not isinstance(self.model, Generator):
