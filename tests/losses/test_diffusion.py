@@ -30,6 +30,20 @@ def test_sampling_with_the_right_noise_ends_at_the_clean_tokens():
     torch.testing.assert_close(sample, clean, rtol=1e-3, atol=1e-3)
 
 
+def test_cut_clean_tokens_keep_a_poor_network_from_running_away():
+    diffusion = GaussianDiffusion().respaced(20)
+    clean = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(20, 6, 4, generator=torch.Generator().manual_seed(1))
+    perfect = _perfect_network(diffusion, clean)
+    torch.testing.assert_close(diffusion.sample(perfect, noise, clip_denoised=5.0), clean, rtol=1e-3, atol=1e-3)
+
+    def poor(x: Tensor, timesteps: Tensor) -> Tensor:
+        return torch.zeros(len(x), 2 * x.shape[1])
+
+    assert diffusion.sample(poor, noise).abs().max() > 100
+    assert diffusion.sample(poor, noise, clip_denoised=5.0).abs().max() <= 5.0
+
+
 def test_the_loss_of_the_right_output_is_the_last_steps_likelihood_alone():
     diffusion = GaussianDiffusion()
     clean = 0.5 * torch.randn(8, 4).clamp(-1.9, 1.9)

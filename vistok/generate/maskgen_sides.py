@@ -96,6 +96,7 @@ class LatentSide(nn.Module):
         *,
         scale: float,
         temperature: float,
+        clip_denoised: float = 0.0,
     ) -> Tensor:
         """Draw latents [M, C].
 
@@ -105,6 +106,7 @@ class LatentSide(nn.Module):
             diffusion: the process in S steps.
             scale: of guidance, which moves the predicted noise and leaves the variance.
             temperature: of the steps' noise.
+            clip_denoised: see ``GaussianDiffusion.reverse``.
         """
         both = conditions if null_conditions is None else torch.cat([conditions, null_conditions])
 
@@ -115,7 +117,7 @@ class LatentSide(nn.Module):
             output, null = self.head(torch.cat([x, x]), torch.cat([timesteps, timesteps]), both).chunk(2)
             return guide_noise(output, null, scale)
 
-        return diffusion.sample(network, noise, temperature=temperature)
+        return diffusion.sample(network, noise, temperature=temperature, clip_denoised=clip_denoised)
 
 
 def counts_left(num_tokens: int, steps: int) -> list[int]:

@@ -85,10 +85,16 @@ class GaussianDiffusion:
         """Clean tokens [M, C] with noise [M, C] at steps [M]."""
         return self._at("signal", steps, clean) * clean + self._at("noise", steps, clean) * noise
 
-    def reverse(self, output: Tensor, noisy: Tensor, steps: Tensor) -> ReverseStep:
-        """The step back from noisy tokens [M, C] at steps [M], by the network's output [M, 2C]."""
+    def reverse(self, output: Tensor, noisy: Tensor, steps: Tensor, *, clip_denoised: float = 0.0) -> ReverseStep:
+        """The step back from noisy tokens [M, C] at steps [M], by the network's output [M, 2C].
+
+        ``clip_denoised`` above 0 cuts the values of the clean token that it points to: where there is next to no signal, small errors
+        of the noise make it anything.
+        """
         noise, place = output.float().chunk(2, dim=-1)
         clean = self._at("from_noisy", steps, noisy) * noisy - self._at("from_noise", steps, noisy) * noise
+        if clip_denoised:
+            clean = clean.clamp(-clip_denoised, clip_denoised)
         share = (place + 1) / 2
         high, low = self._at("max_log_variance", steps, noisy), self._at("min_log_variance", steps, noisy)
         return ReverseStep(self._posterior_mean(clean, noisy, steps), share * high + (1 - share) * low, clean)
@@ -115,18 +121,27 @@ class GaussianDiffusion:
         bound = torch.where((steps == 0)[:, None], surprise, divergence).mean(dim=-1) / math.log(2)
         return error + bound
 
-    def sample(self, network: Callable[[Tensor, Tensor], Tensor], noise: Tensor, *, temperature: float = 1.0) -> Tensor:
+    def sample(
+        self,
+        network: Callable[[Tensor, Tensor], Tensor],
+        noise: Tensor,
+        *,
+        temperature: float = 1.0,
+        clip_denoised: float = 0.0,
+    ) -> Tensor:
         """Tokens [M, C] from noise, step by step.
 
         Args:
             network: (noisy [M, C], timesteps [M]) -> [M, 2C].
             noise: normal numbers [S, M, C]: where to begin, then one for every step but the last, which adds none.
             temperature: what the steps' noise is multiplied with.
+            clip_denoised: see ``reverse``.
         """
         x = noise[0]
         for turn, step in enumerate(range(len(self.timesteps) - 1, -1, -1)):
             steps = torch.full((len(x),), step, device=x.device)
-            result = self.reverse(network(x, self.timesteps.to(x.device)[steps]), x, steps)
+            output = network(x, self.timesteps.to(x.device)[steps])
+            result = self.reverse(output, x, steps, clip_denoised=clip_denoised)
             x = result.mean
             if step:
                 x = x + temperature * torch.exp(0.5 * result.log_variance) * noise[turn + 1]
