@@ -12,7 +12,6 @@ from vistok.errors import ConfigError, VistokError
 from vistok.generate import DigitAR, DigitARConfig
 from vistok.generate.gpt import Gpt, GptConfig
 from vistok.hub import create_model
-from vistok.models.base import Tokenizer
 from vistok.models.flextok import FlexTok, FlexTokConfig, RegisterTransformerSize
 from vistok.search import ArFreeConfig, BeamConfig, Ensemble, LookaheadConfig, Verifier, search
 from vistok.search.context import SearchContext
@@ -25,20 +24,6 @@ from vistok.tokens import Tokens
 SEEDS = [11, 22, 33]
 CLASSES = [0, 4, 2]
 SMALL = {"beam_width": 2, "candidates_per_beam": 3, "token_schedule": (1, 2, 4, 8)}
-
-
-@pytest.fixture(scope="module")
-def generator() -> DigitAR:
-    torch.manual_seed(0)
-    return DigitAR(DigitARConfig(num_tokens=32, num_classes=5, width=32, depth=2, num_heads=2)).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    torch.manual_seed(0)
-    tokenizer = create_model("titok_tiny_32.emoji")
-    tokenizer.linear.fit(torch.rand(200, 3, 64, 64))
-    return tokenizer
 
 
 def brightness(images: Tensor, condition: list[Any]) -> Tensor:

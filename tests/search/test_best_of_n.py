@@ -13,7 +13,6 @@ import vistok
 from vistok.errors import VistokError
 from vistok.generate import DigitAR, DigitARConfig
 from vistok.hub import create_model
-from vistok.models.base import Tokenizer
 from vistok.search import LikelihoodVerifier, Verifier, search
 from vistok.search.result import Cost, best_first
 from vistok.search.run import condition_rows
@@ -25,20 +24,6 @@ SEEDS = [11, 22, 33]
 CLASSES = [0, 4, 2]
 # Scores of the same candidates drawn in batches of different sizes differ by rounding.
 ROUNDING = 2e-4
-
-
-@pytest.fixture(scope="module")
-def generator() -> DigitAR:
-    torch.manual_seed(0)
-    return DigitAR(DigitARConfig(num_tokens=32, num_classes=5, width=32, depth=2, num_heads=2)).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    torch.manual_seed(0)
-    tokenizer = create_model("titok_tiny_32.emoji")
-    tokenizer.linear.fit(torch.rand(200, 3, 64, 64))
-    return tokenizer
 
 
 def brightness(images: Tensor, condition: list[Any]) -> Tensor:

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from vistok.cli import main
 from vistok.errors import VistokError
-from vistok.generate import DigitAR, DigitARConfig
 from vistok.generate.sample_set import SamplePlan, condition_record
 from vistok.generate.text import TextCondition
 from vistok.hub import create_model
-from vistok.models.base import Tokenizer
 from vistok.report.trajectory import search_trajectory
 from vistok.search import BeamConfig, BestOfNConfig, SearchMethod, search
 from vistok.search.search_set import SearchCell, SearchModels, image_path, read_results, run_searches
@@ -30,20 +28,6 @@ PLAN = SamplePlan(num=5, conditions=(0, 3), seed=7, labels=(0, 3))
 CELLS = [
     SearchCell("tiny", method, budget) for method, budget in ((BestOfNConfig(), 3), (BestOfNConfig(), 6), (BEAM, 9))
 ]
-
-
-@pytest.fixture(scope="module")
-def generator() -> DigitAR:
-    torch.manual_seed(0)
-    return DigitAR(DigitARConfig(num_tokens=32, num_classes=5, width=16, depth=1, num_heads=1)).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    torch.manual_seed(0)
-    tokenizer = create_model("titok_tiny_32.emoji")
-    tokenizer.linear.fit(torch.rand(200, 3, 64, 64))
-    return tokenizer
 
 
 def redness(images: Tensor, condition: list[Any]) -> Tensor:
