@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from typing import Any
@@ -303,9 +304,12 @@ def texts_model() -> DigitAR:
     return DigitAR(DigitARConfig(class_names=("hearts", "cats", "tears"), max_words=6, **facts, **size)).eval()
 
 
-def test_texts_are_bags_of_known_words() -> None:
+def test_texts_are_bags_of_known_words(caplog: pytest.LogCaptureFixture) -> None:
     model = texts_model()
-    rows = model.encode_condition(["heart", "face heart, unheard-of", "cats", 2, None])
+    with caplog.at_level(logging.WARNING):
+        rows = model.encode_condition(["heart", "face heart, unheard-of", "cats", 2, None])
+        model.encode_condition("heart unheard")
+    assert [record.message.split(": ")[1] for record in caplog.records] == ["unheard, of"]  # once
     assert rows[:, 0].tolist() == [-1, -1, 1, 2, -1]
     numbers = {word: number for number, word in enumerate(model.config.words)}
     assert rows[0, 1:3].tolist() == [numbers["heart"], -1]

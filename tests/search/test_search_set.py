@@ -20,7 +20,7 @@ from vistok.hub import create_model
 from vistok.report.trajectory import search_trajectory
 from vistok.search import BeamConfig, BestOfNConfig, SearchMethod, search
 from vistok.search.search_set import SearchCell, SearchModels, image_path, read_results, run_searches
-from vistok.search.verifiers import Ensemble, FunctionVerifier, SimilarityVerifier
+from vistok.search.verifiers import VERIFIERS, Ensemble, FunctionVerifier, SimilarityVerifier
 from vistok.search.verifiers.scene import SceneVerifier
 
 BEAM = BeamConfig(beam_width=2, token_schedule=(1, 4, 32))
@@ -193,6 +193,13 @@ def test_the_command_explains_what_is_wrong(saved, tmp_path, capsys, more, messa
         arguments += ["--tokenizer", str(saved / "tokenizer")]
     assert main([*arguments, *more]) != 0
     assert message in capsys.readouterr().err
+
+
+def test_the_help_names_all_verifiers(capsys):
+    with pytest.raises(SystemExit):
+        main(["search", "--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in VERIFIERS)
 
 
 def test_a_trajectory_shows_every_round(generator, tokenizer):

@@ -8,10 +8,11 @@ trains far faster than a softmax over all ids; ``head="softmax"`` is that softma
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ from vistok.generate.kv_cache import KVCache
 from vistok.generate.sampling import Drawn, SamplingConfig, uniform_of
 from vistok.layers.transformer import Mlp
 from vistok.tokens import Tokens
+
+logger = logging.getLogger(__name__)
 
 _EMBED_STD = 0.5
 _MAX_TEXT = 16  # words of a text that are read
@@ -132,6 +135,7 @@ class DigitAR(AutoregressiveGenerator):
         if config.words:
             self.word_embed = nn.Embedding(len(config.words), width)
             self._word_numbers = {word: number for number, word in enumerate(config.words)}
+            self._told: set[str] = set()
         self.token_embed = DigitEmbedding(self.code, width)
         self.pos_embed = nn.Parameter(torch.empty(config.num_tokens, width))
         self.embed_dropout = nn.Dropout(config.dropout)
@@ -218,7 +222,17 @@ class DigitAR(AutoregressiveGenerator):
                 raise VistokError(
                     f"{self._title} knows no word of {entry!r}, and no such class; {nearest(entry, (*config.class_names, *config.words))}"
                 )
+        self._tell_unknown(
+            word for entry, is_text in zip(entries, texts, strict=True) if is_text for word in split_words(entry)
+        )
         return self._condition_rows(labels, words)
+
+    def _tell_unknown(self, words: Iterable[str]) -> None:
+        """Log words that are left out, each once for a model: search asks for the same text again and again."""
+        new = [word for word in dict.fromkeys(words) if word not in self._word_numbers and word not in self._told]
+        if new:
+            self._told.update(new)
+            logger.warning("%s does not know, and leaves out: %s", self._title, ", ".join(new))
 
     def null_condition(self, condition: Tensor) -> Tensor:
         return torch.full_like(condition, -1)

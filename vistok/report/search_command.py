@@ -45,7 +45,14 @@ def add_search_arguments(parser: argparse.ArgumentParser, *, model_help: str = "
         default="1,4,16",
         help="candidates scored an image, a search each (%(default)s); own: as --set says",
     )
-    add("--verifier", action="append", metavar="NAME", help="chooses the winners; several make an ensemble")
+    add(
+        "--verifier",
+        action="append",
+        metavar="NAME",
+        help="chooses the winners; several make an ensemble: likelihood (default) or likelihood_as_shipped; clip, aesthetic, image_reward, "
+        "pickscore, hpsv2; lite0_class or lite0_minilm (small, offline); scene; similarity:lpips, similarity:lite0 or similarity: and a vision "
+        "transformer of timm, with --reference",
+    )
     add("--weights", help="of an ensemble's verifiers, as 1,0.5 (default: all alike)")
     add("--aggregation", default="rank", choices=("rank", "weighted"), help="of an ensemble (%(default)s)")
     add("--judge", metavar="NAME", help="a verifier that scores the winners and that no search has seen")
