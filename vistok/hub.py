@@ -47,7 +47,7 @@ def create_model(
     Args:
         name: see ``list_models``.
         pretrained: False for fresh weights; True for the published ones; or a hub id, folder or file.
-        device: where to put it.
+        device: where to put it; ``meta`` has its sizes without the memory.
         dtype: floating-point type of the weights; None keeps theirs.
         changes: differences from the card's configuration, as ``num_tokens=64``; fresh weights only.
     Raises:
@@ -71,7 +71,12 @@ def create_model(
         return model
     defaults = {"sampling": dict(card.sampling)} if card.sampling else {}
     config = from_dict(cls.config_class, merge(merge(defaults, card.config), changes), where=name)
-    model = cls(config).to(device=device, dtype=dtype).eval()
+    if _is_meta(device):  # sizes without memory, also where a block ``with torch.device("meta")`` asks for them
+        with torch.device("cpu"):  # buffers are computed, and some need values
+            model = empty_model(cls, config)
+        model = model.to(device="meta", dtype=dtype).eval()
+    else:
+        model = cls(config).to(device=device, dtype=dtype).eval()
     model.name = name
     return model
 
@@ -252,6 +257,10 @@ def empty_model(cls: type[PretrainedModel], config: Any) -> PretrainedModel:
 
     with init_empty_weights(include_buffers=False), _SkipMetaDraws():
         return cls(config)
+
+
+def _is_meta(device: torch.device | str) -> bool:
+    return "meta" in (torch.device(device).type, torch.get_default_device().type)
 
 
 class _SkipMetaDraws(TorchFunctionMode):

@@ -65,7 +65,10 @@ def test_inception_equals_torch_fidelity(inception_file) -> None:
     assert features.std() > 0
     assert torch.equal(features, official(images)[0])
     # Rounding to 8 bits is part of the network's input.
-    assert torch.equal(features, ours((images / 255 + 0.4 / 255).clamp(max=1.0)))
+    between = (images / 255 + 0.4 / 255).clamp(max=1.0)
+    assert torch.equal(features, ours(between))
+    ours.eight_bit = False
+    assert not torch.equal(features, ours(between)) and torch.equal(features, ours(images / 255))
 
 
 def test_inception_is_found_in_the_cache(inception_file, offline) -> None:

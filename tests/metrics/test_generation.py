@@ -58,9 +58,10 @@ def evaluate(a: Path, b: Path, **options: Any) -> dict[str, Any]:
 def test_all_that_can_be_measured(sets: tuple[Path, Path], small: None) -> None:
     result = evaluate(*sets, bootstrap=3)
     assert all(np.isfinite(result[name]) for name in NUMBERS)
+    assert "kid_lite0" not in result["confidence"]  # all subsets of 30 images would be the same
+    assert any("kid_lite0 of fewer than 1000 images has no deviation" in note for note in result["notes"])
     assert set(result["confidence"]) == {
         "fd_lite0",
-        "kid_lite0",
         "score_lite0",
         "precision_lite0",
         "recall_lite0",
@@ -155,6 +156,29 @@ def test_odd_pictures(tmp_path: Path, small: None) -> None:
         evaluate(folder, folder)
     skipped = evaluate(folder, folder, skip_unreadable=True)
     assert skipped["samples"]["size"] == 12 and skipped["skipped"]["samples"] == {"count": 1, "names": ["zz.png"]}
+
+
+def test_pictures_that_are_no_squares(tmp_path: Path, small: None) -> None:
+    """The reference is then not cropped: a set against itself has no distance."""
+    wide = folder_of(tmp_path / "wide", 8)
+    for path in wide.iterdir():
+        Image.open(path).resize((48, 32)).save(path)
+    assert evaluate(wide, wide)["fd_lite0"] < 1e-6
+    square = folder_of(tmp_path / "square", 8, seed=1)
+    with pytest.raises(DataError, match=r"reference.*000\.png is 32 x 32 pixels, and 48 x 32 pixels are wanted"):
+        evaluate(wide, square)
+    assert evaluate(wide, square, sample_size=32)["samples"]["cropped_to"] == 32
+    cropped = folder_of(tmp_path / "cropped", 8)  # all squares, of two sizes
+    Image.open(cropped / "007.png").resize((64, 64)).save(cropped / "007.png")
+    with pytest.raises(DataError, match=r"samples.*007\.png is 64 x 64 pixels, and 32 x 32 .*--sample-size"):
+        evaluate(cropped, square, batch_size=1)
+    assert evaluate(cropped, square, sample_size=32)["fd_lite0"] > 0
+
+
+def test_names_of_skipped_pictures_are_whole(tmp_path: Path, small: None) -> None:
+    folder = folder_of(tmp_path / "set", 4)
+    (folder / "l: trunc.png").write_bytes(b"broken")
+    assert evaluate(folder, folder, skip_unreadable=True)["skipped"]["samples"]["names"] == ["l: trunc.png"]
 
 
 def test_one_picture_is_no_set(sets: tuple[Path, Path], tmp_path: Path, small: None) -> None:

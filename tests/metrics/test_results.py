@@ -90,6 +90,8 @@ def test_files_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["compare", *files, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "compare.png").stat().st_size > 1000
     assert "data:image/png" in (tmp_path / "out" / "compare.html").read_text()
+    with pytest.raises(VistokError, match=r"r\.json is named more than once"):
+        read_results([files[0], files[0]])
     with pytest.raises(VistokError, match="two results or more"):
         compare_results(read_results(files[:1]))
     (tmp_path / "bad.json").write_text("[1]")
@@ -100,10 +102,10 @@ def test_files_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_the_self_check_holds_and_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_module, "gather_instruments", lambda *_, **__: Instruments(extractor=SmallFeatures()))
     lines: list[str] = []
-    assert run_self_check(lines.append, images=24)["ok"] and len(lines) == 8
+    assert run_self_check(lines.append, images=24)["ok"] and len(lines) == 9
     broken = lambda a, b: 1.0 + float(a.mean.sum())  # noqa: E731
     monkeypatch.setattr(check_module, "frechet_distance", broken)
-    assert not run_self_check(lines.append, images=24)["ok"]
+    assert not run_self_check(lines.append, images=24, processes=1)["ok"]
 
 
 def test_every_card_has_a_protocol_and_its_figures() -> None:

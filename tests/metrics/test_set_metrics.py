@@ -112,6 +112,22 @@ def test_identical_sets_and_permuted_orders(seed: int) -> None:
     assert clip_mmd(a, b) == pytest.approx(clip_mmd(b, a), rel=1e-9)
 
 
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 99))
+def test_the_density_of_a_set_in_itself_is_one_in_any_order(seed: int) -> None:
+    """Distances of one pair, computed in two orders, differ in their last digits; in many dimensions often."""
+    a = features(64, 2048, seed=seed, shift=3.0)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(seed))
+    for one, two in ((a, a), (a, a[order]), (a[order], a)):
+        assert density_coverage(one, two) == (1.0, 1.0)
+
+
+def test_classes_without_probability_add_nothing_to_the_score() -> None:
+    logits = torch.zeros(20, 10)
+    logits[:, 0] = 2000.0
+    assert inception_score(logits, splits=2).value == 1.0
+
+
 def test_density_and_coverage_by_hand() -> None:
     reference = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
     samples = torch.tensor([[0.5], [20.0], [3.5]])

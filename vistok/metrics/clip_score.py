@@ -86,7 +86,13 @@ class TextFit:
 
 
 def measure_text_fit(
-    samples: ImageSource, places: Sequence[int], work: FeatureWork, protocol: Protocol, *, download: bool = True
+    samples: ImageSource,
+    places: Sequence[int],
+    work: FeatureWork,
+    protocol: Protocol,
+    *,
+    size: int | None = None,
+    download: bool = True,
 ) -> TextFit:
     """CLIPScore of the samples that have a caption.
 
@@ -95,6 +101,7 @@ def measure_text_fit(
         places: those of them that count, and can be read.
         work: how features are made; its extractor is not used.
         protocol: names the network and the prefix.
+        size: crop the samples to this side first; None takes them as they are.
         download: whether the network may be asked for weights.
     """
     texts = [samples.caption(place) for place in places]
@@ -108,7 +115,7 @@ def measure_text_fit(
         return TextFit(reason=reason)
     clip.to(work.device)
     work = dataclasses.replace(work, extractor=clip, layers=())
-    features = work.collect(samples, "samples and texts", places=with_text, protocol=protocol)
+    features = work.collect(samples, "samples and texts", places=with_text, size=size, protocol=protocol)
     cosines = text_cosines(features.pooled, [text for text in texts if text], clip.network, prefix=protocol.clip_prefix)
     described = {
         "network": protocol.clip_model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +182,9 @@ def _short(value: Any) -> str:
 
 def read_results(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
     """``read_result`` of files, by their names; those of one name get their folders'."""
+    twice = [str(path) for path, count in Counter(map(Path, paths)).items() if count > 1]
+    if twice:
+        raise VistokError(f"{twice[0]} is named more than once; name each result once")
     stems = [Path(path).stem for path in paths]
     names = [
         stem if stems.count(stem) == 1 else str(Path(path).with_suffix(""))

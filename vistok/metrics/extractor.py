@@ -19,6 +19,7 @@ class FeatureExtractor(nn.Module):
         metric: what a Fréchet distance of its features is called.
         dims: length of a vector.
         layers: what ``every`` gives besides ``pooled``.
+        eight_bit: whether the network that is to be matched reads images of 8 bits, to which others are rounded.
         weight_hash: 16 hex digits of the SHA-256 of its weights file.
     """
 
@@ -27,6 +28,7 @@ class FeatureExtractor(nn.Module):
     dims: int
     package: str
     layers: tuple[str, ...] = ()
+    eight_bit: bool = True
 
     def __init__(self, weights: Path) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from vistok.metrics.protocols import Protocol
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_CHUNK = 1024  # images of a file; whole batches
+_CHUNK = 256  # images of a piece of work; whole batches
 _LISTED = 100
 
 
@@ -82,6 +82,7 @@ class FeatureWork:
         cache: folder to keep features in; a killed run goes on from there, and a reference is read once.
         skip_unreadable: leave out, and name, what cannot be read, which is an error otherwise.
         progress: show bars.
+        chunk: images of a piece of work, which one process does and which is kept as one file; whole batches.
     """
 
     extractor: FeatureExtractor
@@ -93,6 +94,7 @@ class FeatureWork:
     cache: Path | None = None
     skip_unreadable: bool = False
     progress: bool = True
+    chunk: int = field(default_factory=lambda: _CHUNK)
 
     def collect(
         self,
@@ -101,7 +103,7 @@ class FeatureWork:
         *,
         count: int | None = None,
         places: Sequence[int] | None = None,
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
         protocol: Protocol,
     ) -> FeatureSet:
         """Features of a source.
@@ -111,7 +113,8 @@ class FeatureWork:
             what: is said beside the bar, and in errors.
             count: take this many, evenly spaced; None takes all.
             places: take these instead, in this order.
-            size: crop to this side as the protocol says; None takes pictures as they are.
+            size: crop to this side as the protocol says; (width, height) wants pictures of just that size; None takes them as they
+                are, of one size.
             protocol: crop, interpolation and rounding.
         Raises:
             DataError: pictures that cannot be read, and are not to be skipped; or of different sizes.
@@ -122,9 +125,10 @@ class FeatureWork:
         rank, processes = (
             (0, 1) if self.accelerator is None else (self.accelerator.process_index, self.accelerator.num_processes)
         )
-        step = max(1, _CHUNK // self.batch_size) * self.batch_size
+        step = max(1, self.chunk // self.batch_size) * self.batch_size
         starts = list(range(0, count, step))
         folder = self._folder(source, places, size, protocol)
+        wanted = first_size(source, places) if size is None else size
         chunks: dict[int, dict[str, Any]] = {}
         problem = ""
         with tqdm(total=count, unit="image", desc=what, disable=not self.progress or rank > 0) as bar:
@@ -135,7 +139,7 @@ class FeatureWork:
                         chunk = self._chunk(
                             source,
                             places[start : start + step],
-                            size,
+                            wanted,
                             protocol,
                             lambda n: bar.update(min(n * processes, count - bar.n)),
                         )
@@ -156,7 +160,9 @@ class FeatureWork:
             raise DataError(f"{what} {source.spec}: none of {count} pictures can be read")
         return FeatureSet(layers, skipped, self.extractor.name)
 
-    def _folder(self, source: ImageSource, places: Sequence[int], size: int | None, protocol: Protocol) -> Path | None:
+    def _folder(
+        self, source: ImageSource, places: Sequence[int], size: int | tuple[int, int] | None, protocol: Protocol
+    ) -> Path | None:
         """Where this very set's features are kept."""
         if self.cache is None:
             return None
@@ -166,11 +172,12 @@ class FeatureWork:
             "places": hashlib.sha256(json.dumps(list(places)).encode()).hexdigest(),
             "count": len(places),
             "size": size,
-            "crop": [protocol.crop, protocol.interpolation] if size is not None else None,
+            "crop": [protocol.crop, protocol.interpolation] if isinstance(size, int) else None,
             "resize": protocol.resize,
             "extractor": [self.extractor.name, self.extractor.weight_hash],
             "layers": self.layers,
             "batch_size": self.batch_size,
+            "chunk": self.chunk,
         }
         text = json.dumps(facts, sort_keys=True)
         folder = Path(self.cache) / hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -184,7 +191,7 @@ class FeatureWork:
         self,
         source: ImageSource,
         places: Sequence[int],
-        size: int | None,
+        size: int | tuple[int, int],
         protocol: Protocol,
         done: Callable[[int], Any],
     ) -> dict[str, Any]:
@@ -201,16 +208,20 @@ class FeatureWork:
         layers: dict[str, list[Tensor]] = {name: [] for name in ("pooled", *self.layers)}
         skipped: list[str] = []
         for items in loader:
-            bad = [text for text in items if isinstance(text, str)]
+            unlike = next((item for item in items if isinstance(item, _Unlike)), None)
+            if unlike is not None:
+                raise DataError(
+                    f"{unlike.name} is {unlike.size}, and {pictures.wanted} are wanted: pictures of one set are of one size; crop them "
+                    "(sample_size= or image_size=, --sample-size or --size)"
+                )
+            bad = [item for item in items if isinstance(item, _Unreadable)]
             if bad and not self.skip_unreadable:
                 raise DataError(
-                    f"{bad[0]}; leave it away, or skip what cannot be read (skip_unreadable, --skip-unreadable)"
+                    f"{bad[0].name}: {bad[0].reason}; leave it away, or skip what cannot be read (skip_unreadable, --skip-unreadable)"
                 )
-            skipped += [text.split(": ")[0] for text in bad]
-            images = [image for image in items if not isinstance(image, str)]
+            skipped += [item.name for item in bad]
+            images = [item for item in items if not isinstance(item, _Unreadable)]
             if images:
-                if len({image.shape for image in images}) > 1:
-                    raise DataError("pictures of different sizes; crop them (image_size)")
                 batch = torch.stack(images).to(self.device, non_blocking=True).float() / 255
                 for name, values in self.extractor.every(batch, self.layers).items():
                     layers[name].append(values.cpu())
@@ -222,25 +233,64 @@ class FeatureWork:
         return {"layers": joined, "skipped": skipped}
 
 
+class _Unreadable(NamedTuple):
+    name: str
+    reason: str
+
+
+class _Unlike(NamedTuple):
+    """A picture of another size than the set's."""
+
+    name: str
+    size: str
+
+
 class _Pictures(Dataset[Any]):
     """Pictures as 8-bit tensors [3, H, W], or what is wrong with one."""
 
-    def __init__(self, source: ImageSource, places: Sequence[int], size: int | None, protocol: Protocol) -> None:
+    def __init__(
+        self, source: ImageSource, places: Sequence[int], size: int | tuple[int, int], protocol: Protocol
+    ) -> None:
         self.source, self.places, self.size, self.protocol = source, places, size, protocol
+
+    @property
+    def wanted(self) -> str:
+        """The size, in words."""
+        return _pixels(self.size if isinstance(self.size, tuple) else (self.size, self.size))
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __getitem__(self, index: int) -> Tensor | _Unreadable | _Unlike:
         place = self.places[index]
         try:
             picture = self.source.image(place)
         except DataError as error:
-            return f"{self.source.name(place)}: {error}"
-        if self.size is not None:
+            return _Unreadable(self.source.name(place), str(error))
+        if isinstance(self.size, int):
             crop, interpolation = self.protocol.crop, self.protocol.interpolation
             picture = crop_image(picture, self.size, crop=crop, interpolation=interpolation)
+        elif picture.size != self.size:
+            return _Unlike(self.source.name(place), _pixels(picture.size))
         return (to_tensor(picture) * 255).round().to(torch.uint8)
+
+
+def first_size(source: ImageSource, places: Sequence[int]) -> tuple[int, int]:
+    """Width and height of the first picture that can be read.
+
+    Raises:
+        DataError: there is none.
+    """
+    for place in places:
+        try:
+            return source.image(place).size
+        except DataError:
+            continue
+    raise DataError(f"none of the {len(places)} pictures of {source.spec} can be read")
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} pixels"
 
 
 def _save(folder: Path | None, start: int, chunk: dict[str, Any]) -> None:

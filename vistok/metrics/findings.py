@@ -77,7 +77,7 @@ def measure_sets(
     suffix = "" if metric == "fid" else "_" + own.features
     stats = reference.stats or theirs.stats()
     counts = {"samples": len(own), "images of the reference": stats.n}
-    found.notes += [*_departures(len(own), protocol, reference), *_count_notes(counts, own.pooled.shape[1])]
+    found.notes += [*_departures(len(own), protocol, reference), *count_notes(counts, own.pooled.shape[1])]
 
     def distance(layer: str, to: FeatureStats) -> Callable[[torch.Tensor], float]:
         def of(chosen: torch.Tensor) -> float:
@@ -121,8 +121,7 @@ def _add_score(found: Findings, own: FeatureSet, protocol: Protocol, name: str) 
     splits = min(protocol.is_splits, len(own))
     score = inception_score(own.layers["logits"], splits=splits, shuffle=protocol.is_shuffle)
     found.add(name, score.value, score.std, f"{splits} splits")
-    if len(own) < _FEW_FOR_SCORE:
-        found.notes.append(f"{len(own)} samples make an inception score that is too low; papers take 50,000")
+    found.notes += score_notes(len(own))
 
 
 def _add_kernel_distance(found: Findings, own: FeatureSet, theirs: FeatureSet, name: str) -> None:
@@ -131,7 +130,13 @@ def _add_kernel_distance(found: Findings, own: FeatureSet, theirs: FeatureSet, n
         found.left_out[name] = "a kernel distance takes two images or more of each set"
         return
     distance = kernel_distance(own.pooled, theirs.pooled, subset_size=subset)
-    found.add(name, distance.value, distance.std, f"100 subsets of {subset}")
+    if subset < _KID_SUBSET:  # all draws of one of the sets are the same: their spread says nothing
+        found.add(name, distance.value)
+        found.notes.append(
+            f"{name} of fewer than {_KID_SUBSET} images has no deviation: its subsets would be the whole set"
+        )
+    else:
+        found.add(name, distance.value, distance.std, f"100 subsets of {subset}")
 
 
 def _add_neighbours(found: Findings, own: FeatureSet, theirs: FeatureSet, protocol: Protocol, suffix: str) -> None:
@@ -183,7 +188,7 @@ def _departures(count: int, protocol: Protocol, reference: Reference) -> list[st
     return notes
 
 
-def _count_notes(counts: dict[str, int | None], dims: int) -> list[str]:
+def count_notes(counts: dict[str, int | None], dims: int) -> list[str]:
     """Warnings about numbers of images that distances are biased by."""
     notes = []
     for what, count in counts.items():
@@ -194,3 +199,10 @@ def _count_notes(counts: dict[str, int | None], dims: int) -> list[str]:
                 f"{count} {what}: the Fréchet distance falls with the number of images; compare it with sets of the same size only"
             )
     return notes
+
+
+def score_notes(count: int) -> list[str]:
+    """A warning about the inception score of few images."""
+    if count >= _FEW_FOR_SCORE:
+        return []
+    return [f"{count} images make an inception score that is too low; papers take 50,000"]

@@ -13,7 +13,7 @@ from vistok.data.sources import ImageSource
 from vistok.data.transforms import check_names
 from vistok.errors import CheckpointError, ConfigError, DataError
 from vistok.metrics.clip_score import TextFit, measure_text_fit
-from vistok.metrics.feature_set import FeatureSet, FeatureWork, evenly_spaced
+from vistok.metrics.feature_set import FeatureSet, FeatureWork, evenly_spaced, first_size
 from vistok.metrics.findings import Findings, measure_sets
 from vistok.metrics.frechet import FeatureStats
 from vistok.metrics.instruments import Features, gather_instruments
@@ -31,6 +31,7 @@ def evaluate_generation(
     *,
     protocol: str | Protocol = "titok",
     image_size: int | None = None,
+    sample_size: int | None = None,
     batch_size: int = 32,
     limit: int | None = None,
     features: Features = "auto",
@@ -48,10 +49,12 @@ def evaluate_generation(
     """The distances of samples from a reference, and what they have of its quality and variety.
 
     Args:
-        samples: as they were written; they are measured at their own size.
+        samples: as they were written, all of one size, which they are measured at.
         reference: pictures, cropped as the protocol says to ``image_size``; or statistics of them; or both, see ``open_reference``.
         protocol: a name of ``list_protocols()``, or a Protocol.
-        image_size: of the reference's pictures; None takes the samples'.
+        image_size: of the reference's pictures; None takes the samples', and of samples that are no squares a reference of just
+            their size.
+        sample_size: crop the samples to this side first, as the protocol says.
         batch_size: images at a time, in each process.
         limit: take this many samples, evenly spaced; None takes all.
         features, weights, download: see ``evaluate_reconstruction``.
@@ -78,7 +81,12 @@ def evaluate_generation(
     started = time.perf_counter()
     protocol = get_protocol(protocol)
     check_names(protocol.crop, protocol.interpolation)
-    for option, value in (("batch_size", batch_size), ("limit", limit)):
+    for option, value in (
+        ("batch_size", batch_size),
+        ("limit", limit),
+        ("image_size", image_size),
+        ("sample_size", sample_size),
+    ):
         if value is not None and value < 1:
             raise ConfigError(f"{option} is 1 or more, got {value}")
     if bootstrap < 0 or bootstrap == 1:
@@ -109,10 +117,12 @@ def evaluate_generation(
     )
     reference = as_reference(reference)
     places = evenly_spaced(len(samples), limit)
-    own = work.collect(samples, "samples", places=places, protocol=protocol)
+    own = work.collect(samples, "samples", places=places, size=sample_size, protocol=protocol)
     theirs: FeatureSet | None = None
     if reference.images is not None:
-        size = image_size or _height(samples, places)
+        size = image_size or sample_size or first_size(samples, places)
+        if isinstance(size, tuple) and size[0] == size[1]:
+            size = size[0]
         theirs = work.collect(reference.images, "reference", size=size, protocol=protocol)
     for what, features_of, spec in (
         ("samples", own, samples.spec),
@@ -125,7 +135,7 @@ def evaluate_generation(
     if clip_score:
         unread = set(own.skipped)
         readable = [place for place in places if samples.name(place) not in unread]
-        fit = measure_text_fit(samples, readable, work, protocol, download=download)
+        fit = measure_text_fit(samples, readable, work, protocol, size=sample_size, download=download)
     _add_text_fit(findings, fit, len(own))
     skipped = {"samples": own.skipped, "reference": () if theirs is None else theirs.skipped}
     made = {"sampling": samples.settings} if isinstance(samples, Samples) and samples.settings else {}
@@ -134,7 +144,8 @@ def evaluate_generation(
         **findings.numbers,
         "confidence": findings.confidence,
         "metric": extractor.metric,
-        "samples": {"spec": samples.spec, "size": len(own), "listing_hash": samples.listing_hash(), "limit": limit},
+        "samples": {"spec": samples.spec, "size": len(own), "listing_hash": samples.listing_hash(), "limit": limit}
+        | ({} if sample_size is None else {"cropped_to": sample_size}),
         **made,
         "reference": reference.described | ({} if theirs is None else {"images": len(theirs)}),
         "skipped": {name: {"count": len(names), "names": list(names[:100])} for name, names in skipped.items()},
@@ -148,16 +159,6 @@ def evaluate_generation(
         **describe_run(device, found.packages),
         "seconds": time.perf_counter() - started,
     }
-
-
-def _height(samples: ImageSource, places: list[int]) -> int:
-    """Of the first picture that can be read."""
-    for place in places:
-        try:
-            return samples.image(place).height
-        except DataError:
-            continue
-    raise DataError(f"none of the samples of {samples.spec} can be read")
 
 
 def _add_text_fit(findings: Findings, fit: TextFit, count: int) -> None:

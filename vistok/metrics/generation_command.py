@@ -28,6 +28,12 @@ def add_generation_arguments(parser: argparse.ArgumentParser, *, data_help: str 
     add("--split", choices=("train", "val", "all"), help="of the reference (default: val; all where none is held out)")
     add("--protocol", default="titok", help="a named protocol, or a file of one (%(default)s)")
     add("--limit", type=int, help="this many samples, evenly spaced (default: all)")
+    add(
+        "--sample-size",
+        type=int,
+        metavar="SIDE",
+        help="crop the samples to this side, as the protocol says (default: as they are)",
+    )
     add("--batch-size", type=int, default=32, help="images at a time, in each process (%(default)s)")
     add(
         "--features",
@@ -81,6 +87,7 @@ def run_generation(
         open_samples(args.samples, captions=args.captions),
         open_reference(args.reference, args.split),
         protocol=args.protocol,
+        sample_size=args.sample_size,
         batch_size=args.batch_size,
         limit=args.limit,
         features=args.features,

@@ -26,7 +26,7 @@ class InceptionFeatures(FeatureExtractor):
     """InceptionV3 of 2015-12-05, pooled features; with ``tf1_bilinear`` exactly as torch-fidelity computes them.
 
     ``every`` also gives ``spatial`` [B, 7 * 17 * 17] for sFID, and ``logits`` [B, 1008], without the last bias, for the
-    inception score. Images are rounded to 8 bits.
+    inception score. Images are rounded to 8 bits, unless ``eight_bit`` is False.
 
     Args:
         weights: a file of torch-fidelity or pytorch-fid.
@@ -56,7 +56,9 @@ class InceptionFeatures(FeatureExtractor):
         self.train(False)
 
     def _features(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
-        pixels = (images * 255.0).round().clamp(0.0, 255.0)
+        pixels = images * 255.0
+        if self.eight_bit:
+            pixels = pixels.round().clamp(0.0, 255.0)
         x = RESIZES[self.resize](pixels, _SIDE)
         # pytorch-fid's range is exactly [-1, 1], the others' is the published graph's.
         x = x / 127.5 - 1 if self.resize == "bilinear" else (x - 128) / 128

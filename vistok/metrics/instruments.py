@@ -90,6 +90,8 @@ def _add_extractor(
     names = tuple(dict.fromkeys((protocol.features, "lite0"))) if features == "auto" else (features,)
     resize = protocol.resize if names[0] == protocol.features else "own"
     found.extractor, reason = choose_extractor(names, weights=weights, download=download, resize=resize)
+    if found.extractor is not None:
+        found.extractor.eight_bit = protocol.eight_bit
     if found.extractor is None:
         if features != "auto":
             raise CheckpointError(reason)

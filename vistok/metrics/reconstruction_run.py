@@ -16,6 +16,7 @@ from torch import Tensor
 from vistok.data.sources import ImageSource
 from vistok.errors import DataError, VistokError
 from vistok.metrics.codebook import CodebookUsage
+from vistok.metrics.findings import count_notes, score_notes
 from vistok.metrics.frechet import FeatureStats, frechet_distance
 from vistok.metrics.instruments import Instruments
 from vistok.metrics.pixel import MS_SSIM_SIDE, ms_ssim, psnr, ssim
@@ -330,10 +331,9 @@ class ReconstructionRun:
         out = list(self.instruments.notes)
         if wanted and self.images != wanted:
             out.append(f"{self.images} images instead of {wanted} ({self.protocol.split})")
-        if extractor is not None and self.images <= extractor.dims:
-            out.append(
-                f"{extractor.metric} of fewer images than its {extractor.dims} dimensions is far too high or low"
-            )
+        if extractor is not None:
+            out += count_notes({"images": self.images}, extractor.dims)
+            out += score_notes(self.images) if "logits" in extractor.layers else []
         return out
 
 

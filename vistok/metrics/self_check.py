@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.multiprocessing
 
 from vistok.data.sources import BaseSource, ImageSource, open_source
 from vistok.errors import CheckpointError
 from vistok.metrics.feature_set import FeatureSet, FeatureWork
 from vistok.metrics.frechet import FeatureStats, frechet_distance
 from vistok.metrics.instruments import Features, gather_instruments
-from vistok.metrics.protocols import get_protocol
+from vistok.metrics.protocols import Protocol, get_protocol
 from vistok.metrics.set_metrics import precision_recall
 
 _SIZE = 64
+_SHARE = 8  # images that a process takes at a time
 
 
 class _Picked(BaseSource):
@@ -41,7 +47,12 @@ class _Picked(BaseSource):
 
 
 def self_check(
-    *, protocol: str = "offline-lite0", features: Features = "auto", weights: str | None = None, images: int = 48
+    *,
+    protocol: str = "offline-lite0",
+    features: Features = "auto",
+    weights: str | None = None,
+    images: int = 48,
+    processes: int = 2,
 ) -> Iterator[tuple[str, bool, str]]:
     """What is checked, whether it holds, and the figure.
 
@@ -49,6 +60,7 @@ def self_check(
         protocol: a name of ``list_protocols()``.
         features, weights: see ``evaluate_generation``.
         images: of the embedded photographs and emoji, each.
+        processes: that are started, and must find what one does; 1 leaves this out.
     Raises:
         CheckpointError: the features cannot be had.
     """
@@ -86,7 +98,15 @@ def self_check(
         part.update(a.pooled[number::2])
     parts[0].merge(parts[1])
     two = frechet_distance(parts[0], b.stats())
-    yield "two processes' statistics are one's", close(apart, two, 1e-8), f"{abs(apart - two):.2e}"
+    yield "statistics of two shares, merged, are those of the whole", close(apart, two, 1e-8), f"{abs(apart - two):.2e}"
+    if processes > 1:
+        alike, figure = _together(
+            FeatureWork(extractor, batch_size=_SHARE, chunk=_SHARE, progress=False),
+            _Picked(photos, places),
+            chosen,
+            processes,
+        )
+        yield f"{processes} processes find what one does", alike, figure
     with tempfile.TemporaryDirectory() as folder:
         kept = [collect(photos, places, cache=Path(folder)) for _ in range(2)]
     same = all(torch.equal(one.pooled, a.pooled) for one in kept)
@@ -100,6 +120,44 @@ def self_check(
         precision > 0.9 > 0.2 > recall,
         (f"{precision:.3f}, {recall:.3f}"),
     )
+
+
+def _together(work: FeatureWork, source: ImageSource, protocol: Protocol, processes: int) -> tuple[bool, str]:
+    """Whether several processes collect the features that one does, and how far they are from it."""
+    alone = work.collect(source, "self-check", size=_SIZE, protocol=protocol).pooled
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "features.npy"
+        try:
+            torch.multiprocessing.spawn(_take_part, (processes, port, work, source, protocol, path), nprocs=processes)
+        except (torch.multiprocessing.ProcessException, OSError) as error:
+            return False, str(error).strip().splitlines()[-1]
+        together = torch.from_numpy(np.load(path))
+    if together.shape != alone.shape:
+        return False, f"{len(together)} features instead of {len(alone)}"
+    largest = float((together - alone).abs().max())
+    return largest <= 1e-5 * float(alone.abs().max()), f"{largest:.2e}"
+
+
+def _take_part(
+    rank: int, processes: int, port: int, work: FeatureWork, source: ImageSource, protocol: Protocol, path: Path
+) -> None:
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update({name: str(value) for name, value in place.items()} | {"ACCELERATE_USE_CPU": "true"})
+    torch.set_num_threads(1)
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    if accelerator.num_processes != processes:
+        raise RuntimeError(f"{accelerator.num_processes} processes see each other instead of {processes}")
+    work = dataclasses.replace(work, accelerator=accelerator)
+    pooled = work.collect(source, "self-check", size=_SIZE, protocol=protocol).pooled
+    if accelerator.is_main_process:
+        np.save(path, pooled.numpy())
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 def _generator() -> torch.Generator:

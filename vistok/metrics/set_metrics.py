@@ -16,6 +16,8 @@ from vistok.errors import VistokError
 
 SEED = 2020  # torch-fidelity's, so that its subsets and orders are ours
 _BLOCK = 2**24  # pairs at a time
+# Distances of a pair that are computed in two orders differ by less: what is nearer to a ball's edge lies on it.
+_ROUNDING = 1e-9
 _CMMD_SIGMA, _CMMD_SCALE = 10.0, 1000.0
 
 
@@ -81,8 +83,9 @@ def inception_score(logits: Tensor, *, splits: int = 10, shuffle: bool = True, s
     values = []
     for part in range(splits):
         chunk = log_p[part * count // splits : (part + 1) * count // splits]
-        mean = chunk.exp().mean(dim=0, keepdim=True)
-        values.append(float((chunk.exp() * (chunk - mean.log())).sum(dim=1).mean().exp()))
+        p = chunk.exp()
+        terms = p * (chunk - p.mean(dim=0, keepdim=True).log())
+        values.append(float(terms.where(p > 0, 0.0).sum(dim=1).mean().exp()))  # a class of probability 0 adds nothing
     return Estimate(float(np.mean(values)), float(np.std(values)))
 
 
@@ -130,7 +133,7 @@ def ball_hits(samples: Tensor, reference: Tensor, *, neighbours: int = 5) -> tup
     balls = radii(reference, neighbours)
     hits, covered = [], torch.zeros(len(reference), dtype=torch.bool)
     for _, distances in _distance_blocks(samples, reference):
-        within = distances < balls
+        within = distances < balls * (1 - _ROUNDING)
         hits.append(within.sum(dim=1))
         covered |= within.any(dim=0)
     return torch.cat(hits), covered
@@ -162,7 +165,7 @@ def radii(features: Tensor, neighbours: int) -> Tensor:
 
 
 def _any_within(points: Tensor, centres: Tensor, balls: Tensor) -> Tensor:
-    return torch.cat([(d <= balls).any(dim=1) for _, d in _distance_blocks(points, centres)])
+    return torch.cat([(d <= balls * (1 + _ROUNDING)).any(dim=1) for _, d in _distance_blocks(points, centres)])
 
 
 def _distance_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -576,11 +576,9 @@ class Karl(AdaptiveTokenizer):
     def _is_linear(self) -> bool:
         return self.config.init != "random"
 
-    def _checked_count(self, count: Any) -> int:
+    def _checked_count(self, count: Any, *, name: str = "max_tokens") -> int:
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= self.num_tokens:
-            raise VistokError(
-                f"{self._label} gives 1 to {self.num_tokens} tokens, so max_tokens={count!r} cannot be had"
-            )
+            raise VistokError(f"{self._label} gives 1 to {self.num_tokens} tokens, so {name}={count!r} cannot be had")
         return count
 
     def _exact_lengths(self, length: int | Sequence[int] | Tensor, batch: int) -> list[int]:
@@ -588,7 +586,7 @@ class Karl(AdaptiveTokenizer):
         lengths = list(values) if isinstance(values, (list, tuple)) else [values] * batch
         if len(lengths) != batch:
             raise VistokError(f"length is one whole number, or one for each of {batch} images, got {length!r}")
-        return [self._checked_count(value) for value in lengths]
+        return [self._checked_count(value, name="length") for value in lengths]
 
     @torch.no_grad()
     def _init_weights(self) -> None:
