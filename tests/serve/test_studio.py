@@ -82,6 +82,9 @@ def test_the_page_can_be_built(studio: Studio) -> None:
     page = build_page(studio)
     labels = {getattr(block, "label", None) for block in page.blocks.values()}
     assert {"tokens", "wanted mean absolute error", "budget: draws, or candidates of a beam's step"} <= labels
+    draw = next(handler.fn for handler in page.fns.values() if handler.fn is not None and handler.fn.__name__ == "draw")
+    picture, told = list(draw(None, None, METHODS[0], None, None))[-1]  # all fields emptied
+    assert picture.width > 64 and "nats" in told
 
 
 def test_without_gradio_it_says_what_to_install(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

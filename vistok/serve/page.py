@@ -44,9 +44,11 @@ def build_page(studio: Studio) -> Any:
     def count(picture: Image.Image | None, error: float) -> tuple[Any, str]:
         return _of(None if picture is None else studio.count(picture, error))
 
-    def draw(prompt: str, category: str | None, method: str, budget: float, seed: float) -> Iterator[tuple[Any, str]]:
-        try:
-            for shown in studio.draw(prompt, category, method, int(budget), int(seed)):
+    def draw(
+        prompt: str | None, category: str | None, method: str, budget: float | None, seed: float | None
+    ) -> Iterator[tuple[Any, str]]:
+        try:  # a field that was emptied gives None
+            for shown in studio.draw(prompt or "", category, method, int(budget or 1), int(seed or 0)):
                 yield _of(shown)
         except VistokError as error:
             raise gr.Error(str(error)) from error
