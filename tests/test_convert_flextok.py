@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vistok.convert import recognise, sources
-from vistok.convert.flextok import FLEXTOK, KL_VAE
+from vistok.convert.flextok import FLEXTOK
+from vistok.convert.kl_vae import KL_VAE
 from vistok.errors import CheckpointError, ConfigError, VistokError
 from vistok.hub import convert_state, empty_model, from_pretrained, save_published, to_published
 from vistok.layers.kl_autoencoder import KlAutoencoderConfig

@@ -16,10 +16,11 @@ def sources() -> tuple[Source, ...]:
     """All known sources."""
     from vistok.convert.alit import ALIT
     from vistok.convert.flexar import FLEXAR
-    from vistok.convert.flextok import FLEXTOK, KL_VAE
+    from vistok.convert.flextok import FLEXTOK
     from vistok.convert.gigatok import GIGATOK, GIGATOK_2D
     from vistok.convert.gpt import GPT
     from vistok.convert.karl import KARL
+    from vistok.convert.kl_vae import KL_VAE
     from vistok.convert.ldm_kl import LDM_KL, MAGE_VQGAN
     from vistok.convert.maskgen import MASKGEN_KL, MASKGEN_VQ
     from vistok.convert.maskgit import MASKGIT_BERT, MASKGIT_UVIT
