@@ -60,7 +60,8 @@ def load_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        hint = "; changes like this one come after the file" if "=" in path.name and not path.exists() else ""
+        raise ConfigError(f"cannot read the configuration {path}: {error}{hint}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     data = {} if data is None else data

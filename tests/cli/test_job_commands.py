@@ -50,6 +50,7 @@ def test_a_trained_model_can_be_used(work: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "message"),
     [
         (["nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
+        (["steps=2"], "changes like this one come after the file"),
         (["empty"], "cannot read the configuration empty"),
         (["words.png"], "wanted a mapping"),
         (["corrupt.png"], "cannot read the configuration"),

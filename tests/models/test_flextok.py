@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -137,17 +135,6 @@ def test_one_key_stands_for_many(dtype: torch.dtype, width: int) -> None:
     torch.testing.assert_close(got.double(), wanted, rtol=tolerance, atol=tolerance)
     bias = (got.double() - wanted).mean().abs()
     assert bias < tolerance / 4, "an error of the multiplicity would push all outputs one way"
-
-
-def test_the_benchmark_runs_and_writes_its_figures(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "eval" / "bench" / "flextok_decode.py"
-    file = tmp_path / "speed.json"
-    subprocess.run(
-        [sys.executable, script, "--tiny", "--repeats", "1", "--json", file], check=True, capture_output=True
-    )
-    figures = json.loads(file.read_text())
-    assert figures["ratio_at_8_tokens"] > 0 and figures["ratio_at_64_tokens"] > 0
-    assert 0 < figures["max_abs_difference"] <= 1e-5
 
 
 # Tokens and images.
