@@ -140,7 +140,7 @@ def main() -> int:
         _check_equal(model, beside)  # in float32: half precision makes ties, which the two may break differently
     model.to(dtype)
     if args.compile:
-        model.compile_steps(**({"mode": "reduce-overhead"} if device.type == "cuda" else {}))
+        model.compile_steps()
     bandwidth = _bandwidth(device, dtype)
     rows = []
     print(

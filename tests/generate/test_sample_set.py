@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import torch
 from launching import launch
 from PIL import Image
 from tiny_models import make
+from torch._dynamo.testing import CompileCounter
 
 from vistok.cli import main
 from vistok.data import open_source
 from vistok.errors import DataError, VistokError
 from vistok.generate import DigitAR, DigitARConfig
+from vistok.generate.gpt import Gpt, GptConfig
 from vistok.generate.sample_set import SamplePlan, first_images, write_samples
 from vistok.models.base import Tokenizer
 
@@ -181,6 +184,28 @@ def test_the_commands_make_and_measure_a_set(generator: DigitAR, tokenizer: Toke
     same = ["eval", "gen", str(tmp_path / "out"), "--reference", f"folder:{tmp_path / 'out' / 'images'}"]
     assert main([*same, "--split", "all", "--features", "lite0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fd_lite0"] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_a_compiled_generator_makes_the_same_set(
+    generator: DigitAR, tokenizer: Tokenizer, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    torch.manual_seed(0)
+    size = {"codebook_size": tokenizer.codebook_size, "num_tokens": 6, "num_classes": 5, "width": 16, "depth": 1}
+    Gpt(GptConfig(**size, num_heads=2, init="local")).save_pretrained(tmp_path / "gpt")
+    generator.save_pretrained(tmp_path / "digits")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    counter = CompileCounter()  # a backend that needs no C++ compiler
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+
+    def generate(model: str, out: str, *options: str) -> int:
+        models = ["--model", str(tmp_path / model), "--tokenizer", str(tmp_path / "tokenizer"), "--device", "cpu"]
+        return main(["generate", *models, "--out", str(tmp_path / out), "--num", "5", *options])
+
+    assert generate("gpt", "plain") == 0 and counter.frame_count == 0
+    assert generate("gpt", "compiled", "--compile") == 0 and counter.frame_count > 0
+    assert contents(tmp_path / "compiled") == contents(tmp_path / "plain")
+    assert generate("digits", "none", "--compile") == 2
+    assert "--compile: digit_ar is not made of passes of one token" in capsys.readouterr().err
 
 
 def test_two_processes_make_what_one_makes(generator: DigitAR, tokenizer: Tokenizer, tmp_path: Path) -> None:

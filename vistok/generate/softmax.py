@@ -131,8 +131,10 @@ class SoftmaxGenerator(AutoregressiveGenerator):
         """Run passes of one token under ``torch.compile``; new caches are static then, so one program serves all positions.
 
         Args:
-            options: of ``torch.compile``. On CUDA, ``mode="reduce-overhead"`` replays a step as one graph.
+            options: of ``torch.compile``. By default ``mode="reduce-overhead"`` on CUDA, which replays a step as one graph.
         """
+        if not options and self.device.type == "cuda":
+            options = {"mode": "reduce-overhead"}
         self._step = torch.compile(self.read_on, fullgraph=True, dynamic=False, **options)
 
     def _advance(self, x: Tensor, cache: KVCache) -> Tensor:

@@ -50,6 +50,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser, *, model_help: str =
     add("--chunk-size", type=int, default=256, help="images that are shared out as one piece of work (%(default)s)")
     add("--grid", type=int, default=64, metavar="N", help="the first N also as grid.png (%(default)s; 0 for none)")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the generator (%(default)s)")
+    add("--compile", action="store_true", help="compile the passes of one token; worth it for many images on a GPU")
     add("--device", default="", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
 
 
@@ -85,6 +86,8 @@ def run_generate(
     generator = from_pretrained(args.model, device=device, dtype=getattr(torch, args.dtype))
     if not isinstance(generator, Generator):
         raise VistokError(f"{args.model} holds a {type(generator).__name__}, and a generator is wanted")
+    if args.compile:
+        _compile(generator)
     tokenizer = load_tokenizer(args.tokenizer or named_tokenizer(generator), device=device)
     plan = _plan(args, generator)
     decode_condition = None
@@ -115,6 +118,16 @@ def run_generate(
         files["grid"] = _write_grid(args.out, plan, args.grid, generator)
     say(f"{plan.num} images: {', '.join(files.values())}")
     return settings | {"files": files}
+
+
+def _compile(generator: Generator) -> None:
+    from vistok.generate.softmax import SoftmaxGenerator
+
+    if not isinstance(generator, SoftmaxGenerator):
+        raise VistokError(
+            f"--compile: {generator.name or generator.family} is not made of passes of one token; leave it away"
+        )
+    generator.compile_steps()
 
 
 def named_tokenizer(generator: Generator) -> str:
