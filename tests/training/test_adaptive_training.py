@@ -118,7 +118,8 @@ def test_more_tokens_when_the_error_must_be_smaller(tmp_path: Path) -> None:
     from vistok.data import ImageDataset, open_source
 
     path = Path(__file__).parents[2] / "configs" / "karl" / "tiny.yaml"
-    result = train(load_config(TrainConfig, path, [f"output_dir={tmp_path}", "steps=150", "eval_every=0"]))
+    shorter = ["steps=80", "batch_size=16", "eval_every=0", "preview_every=0"]
+    result = train(load_config(TrainConfig, path, [f"output_dir={tmp_path}", *shorter]))
     model = from_pretrained(result.folder / "final")
     data = ImageDataset(open_source("emoji:Smileys & Emotion", split="val"), image_size=64)
     images = torch.stack([data[index]["image"] for index in range(min(32, len(data)))])
