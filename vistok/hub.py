@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from vistok.registry import ModelCard, cards, get_card, list_models, model_class
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+_CONFIG_FILES = (CONFIG_FILE, "config.yaml")  # FlexTok's generators have the second
 _WEIGHT_FILES = (WEIGHTS_FILE, _DIFFUSERS_FILE, "pytorch_model.bin")
 _WRAPPERS = ("ema", "model", "state_dict")  # in the order of preference: averaged weights are what papers evaluate
 
@@ -59,7 +61,7 @@ def create_model(
         if changes:
             raise VistokError(f"pretrained weights fix the configuration; drop {', '.join(changes)} or pretrained")
         where = name if pretrained is True else pretrained
-        model = from_pretrained(where, device=device, dtype=dtype)
+        model = _load(where, name=name, device=device, dtype=dtype)
         if model.family != card.family:
             raise CheckpointError(f"{where} holds a {model.family}, and {name} is a {card.family}")
         if card.kind == "tokenizer":  # a generator's sizes follow the data it was trained on
@@ -71,6 +73,7 @@ def create_model(
         return model
     defaults = {"sampling": dict(card.sampling)} if card.sampling else {}
     config = from_dict(cls.config_class, merge(merge(defaults, card.config), changes), where=name)
+    config = _with_class_names(config, card)
     if _is_meta(device):  # sizes without memory, also where a block ``with torch.device("meta")`` asks for them
         with torch.device("cpu"):  # buffers are computed, and some need values
             model = empty_model(cls, config)
@@ -91,6 +94,9 @@ def from_pretrained(
 ) -> PretrainedModel:
     """Load a model from a registered name, a hub id, a folder or a file, in evaluation mode.
 
+    Published generators get the sampling defaults of their card and the names of their classes, which published files hold in
+    part or not at all.
+
     Args:
         where: what to load; existing paths come first, then registered names, then the hub
             (``owner/name``, or ``owner/name:file``).
@@ -100,6 +106,20 @@ def from_pretrained(
     Raises:
         CheckpointError: not found, not readable, no known layout, or tensors that do not fit.
     """
+    name = _published_name(str(where))
+    return _load(where, name=name, config=config, device=device, dtype=dtype, inference_only=inference_only)
+
+
+def _load(
+    where: str | Path,
+    *,
+    name: str,
+    config: dict[str, Any] | None = None,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    inference_only: bool = False,
+) -> PretrainedModel:
+    """``from_pretrained`` of what is the registered model ``name`` where it is in a published layout; "" for none."""
     path = Path(where)
     if not path.exists() and str(where) in cards() and get_card(str(where)).embedded:
         from vistok.data.assets import asset_path
@@ -121,9 +141,25 @@ def from_pretrained(
     else:
         config = _metadata(weights) if config is None else config
         model, state = convert_state(state, config=config, where=str(weights), inference_only=inference_only)
-        model.name = _published_name(str(where)) or model.name
+        model.name = name
+        card = model.card
+        if card is not None and card.family == model.family and card.kind == "generator":
+            config = replace(model.config, sampling=model.config.sampling.updated(**card.sampling))
+            model.config = _with_class_names(config, card)
     model.load_weights(state, where=str(weights))
     return model.to(device=device, dtype=dtype).eval()
+
+
+def _with_class_names(config: Any, card: ModelCard) -> Any:
+    """A published generator's classes are ImageNet's, whose names no checkpoint has."""
+    from vistok.data.imagenet import imagenet_names
+
+    of_imagenet = card.kind == "generator" and card.dataset == "imagenet" and getattr(config, "num_classes", 0) == 1000
+    return (
+        replace(config, class_names=tuple(imagenet_names().values()))
+        if of_imagenet and not config.class_names
+        else config
+    )
 
 
 def load_tokenizer(
@@ -320,8 +356,8 @@ def _fetch(where: str, config: dict[str, Any] | None) -> tuple[Path, dict[str, A
     try:
         if file:
             return Path(hf_hub_download(repository, file)), config
-        if config is None and (beside := first_of(CONFIG_FILE)) is not None:
-            config = _read_json(beside)
+        if config is None and (beside := first_of(*_CONFIG_FILES)) is not None:
+            config = _read_config(beside)
         weights = first_of(WEIGHTS_FILE, _DIFFUSERS_FILE)
         if weights is None:
             raise CheckpointError(f"{where} on the Hugging Face hub has no {WEIGHTS_FILE} or {_DIFFUSERS_FILE}")
@@ -335,11 +371,12 @@ def _fetch(where: str, config: dict[str, Any] | None) -> tuple[Path, dict[str, A
 
 
 def _config_beside(weights: Path) -> dict[str, Any] | None:
-    """The configuration that belongs to a file: a YAML file of its name (``save_published``), or ``config.json``."""
-    published, path = weights.with_suffix(".yaml"), weights.parent / CONFIG_FILE
-    if published.is_file() and not (weights.name in _WEIGHT_FILES and path.exists()):
+    """The configuration that belongs to a file: a YAML file of its name (``save_published``), or the folder's."""
+    published = weights.with_suffix(".yaml")
+    path = next((path for name in _CONFIG_FILES if (path := weights.parent / name).exists()), None)
+    if published.is_file() and not (weights.name in _WEIGHT_FILES and path):
         return load_yaml(published)
-    return _read_json(path) if path.exists() else None
+    return _read_config(path) if path else None
 
 
 def _metadata(weights: Path) -> dict[str, str] | None:
@@ -360,7 +397,9 @@ def _weights_in(folder: Path) -> Path:
     raise CheckpointError(f"the folder {folder} has none of {', '.join(_WEIGHT_FILES)}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
+    if path.suffix == ".yaml":
+        return load_yaml(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -91,6 +91,11 @@ class ModelCard:
     notes: str = ""
 
     @property
+    def dataset(self) -> str:
+        """What it was trained on: the last part of its name, "" for none."""
+        return self.name.partition(".")[2]
+
+    @property
     def buildable(self) -> bool:
         """Whether this version of vistok has the family's class."""
         return self.family in FAMILIES

@@ -107,7 +107,8 @@ def _masked(
         file=f"fun-research/TiTok:generator_titok_{tokens}.bin",
         licence=_LICENCE,
         metrics={"gfid": gfid},
-        sampling={"steps": steps, "randomize_temperature": temperature, **guidance},
+        # The script that the figures come from anneals the logits; the released demonstration does not.
+        sampling={"steps": steps, "randomize_temperature": temperature, "anneal": True, **guidance},
         tokenizer=f"titok_{tokens}.imagenet",
         paper=_TITOK_PAPER,
     )

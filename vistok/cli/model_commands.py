@@ -31,12 +31,17 @@ def add_model_commands(commands: Any) -> None:
         "convert",
         _convert,
         "convert a checkpoint between published layouts and vistok's",
-        "vistok convert tokenizer_titok_l32.bin titok_l32/\n  vistok convert titok_l32/ titok_l32.safetensors --to published",
+        "vistok convert tokenizer_titok_l32.bin titok_l32/\n  vistok convert rar_b.bin rar_b/ --name rar_b.imagenet\n"
+        "  vistok convert titok_l32/ titok_l32.safetensors --to published",
     )
     sub.add_argument("source", help=MODEL_HELP)
     sub.add_argument("target", type=Path, help="a folder (vistok layout) or a .safetensors file (published layout)")
     sub.add_argument(
         "--to", choices=("vistok", "published"), default="vistok", help="layout to write (default: vistok)"
+    )
+    sub.add_argument(
+        "--name",
+        help="the registered model that the source is: a file does not tell, and a generator's guidance goes by it",
     )
 
 
@@ -154,9 +159,9 @@ def _size(name: str) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> dict[str, Any]:
-    from vistok.hub import CHECKPOINT_SUFFIXES, from_pretrained, save_published
+    from vistok.hub import CHECKPOINT_SUFFIXES, create_model, from_pretrained, save_published
 
-    model = from_pretrained(args.source)
+    model = create_model(args.name, pretrained=args.source) if args.name else from_pretrained(args.source)
     if args.to == "vistok":
         if args.target.suffix in CHECKPOINT_SUFFIXES or args.target.is_file():
             raise VistokError(

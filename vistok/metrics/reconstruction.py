@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from vistok.data.imagenet import class_words
 from vistok.data.sources import ImageSource
 from vistok.data.transforms import check_names, crop_image, to_tensor
 from vistok.errors import ConfigError, DataError, VistokError
@@ -238,6 +239,7 @@ class Condition:
             raise VistokError(
                 f"the caption {self.template!r} names classes, and {source.spec!r} has none; give another"
             )
+        self._class_names = class_words(source.classes)
         if text_encoder is None:
             from vistok.models.text import ClipTextFeatures
 
@@ -256,4 +258,4 @@ class Condition:
     def _caption(self, index: int) -> str:
         text = self.template.replace("{caption}", self.source.caption(index))
         label = self.source.label(index)
-        return text.replace("{class name}", self.source.classes[label]) if label >= 0 else text
+        return text.replace("{class name}", self._class_names[label]) if label >= 0 else text
