@@ -96,7 +96,15 @@ def test_seeds():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": 1}, {"temperature": float("nan")}],
+    [
+        {"temperature": -1},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"min_p": 1},
+        {"temperature": float("nan")},
+        {"cfg_scale": float("inf")},
+    ],
 )
 def test_values_out_of_range(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
@@ -117,7 +125,7 @@ def test_updated_ignores_none_and_names_unknown_options():
         ("linear_down", [5.0, 3.0, 1.0]),
         ("triangular", [1.0, 5.0, 1.0]),
         ("power_cosine", [1.0, 3.0, 5.0]),
-        ("flipped_cosine", [3.0, 1.0, 0.0]),
+        ("flipped_cosine", [3.0, 1.0, -1.0]),
     ],
 )
 def test_guidance_schedules_at_their_start_middle_and_end(schedule: str, expected: list[float]) -> None:

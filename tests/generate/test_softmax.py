@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -176,6 +177,47 @@ def test_one_program_serves_every_position(kind):
     assert model.generate(condition, seeds=4, cfg_scale=2.0).tokens == plain
     assert model.generate(condition, seeds=4, cfg_scale=2.0).tokens == plain
     assert counter.frame_count == 1 and model.new_cache(1).static
+
+
+def test_compiled_rollouts_may_take_turns(kind):
+    """A backend that gives its results in the same memory every time, as a replayed CUDA graph does."""
+    model, plain = make(kind), make(kind)
+    condition = model.encode_condition(conditions(model, 2))
+
+    def replayed(graph: torch.fx.GraphModule, _: Any) -> Any:
+        kept: list[torch.Tensor] = []
+
+        def run(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            made = graph(*inputs)
+            kept.extend(torch.empty_like(tensor) for tensor in made[len(kept) :])
+            return tuple(place.copy_(tensor) for place, tensor in zip(kept, made, strict=True))
+
+        return run
+
+    model.compile_steps(backend=replayed)
+    noise = model.token_noise([3, 5])
+    rollouts = [each.start(condition) for each in (model, plain)]
+    others = []
+    for rollout in rollouts:
+        rollout.extend(2, noise)
+        rollout.draw_next(noise[:, 2:3])  # reads the states of the next token, and keeps them
+        others.append(rollout.copy())
+    for pair, drawn in ((others, noise.flip(0)), (rollouts, noise)):
+        for rollout in pair:
+            rollout.extend(3, drawn)
+    assert torch.equal(rollouts[0].ids, rollouts[1].ids) and torch.equal(others[0].ids, others[1].ids)
+
+
+def test_a_copy_is_not_bound_to_the_original(kind):
+    model = make(kind)
+    model.compile_steps(backend="eager")
+    copied = copy.deepcopy(model)
+    assert model.compiled and not copied.compiled
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    condition = conditions(model, 2)
+    assert copied.generate(condition, seeds=1).tokens == make(kind).generate(condition, seeds=1).tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -25,6 +25,7 @@ class KVCache:
         dtype: of what is stored; float32, bfloat16 or float16, whatever the model computes in.
         device: where.
         static: read by masks over the whole storage instead of slices; see the module's text.
+        pinned: tell ``torch.compile`` that the storage stays where it is, without which it makes no CUDA graphs that write to it.
 
     Attributes:
         keys, values: [layers, B, heads, max_length, head_dim]; only the first ``length`` positions count.
@@ -44,6 +45,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         static: bool = False,
+        pinned: bool = False,
     ) -> None:
         shape = (num_layers, num_rows, num_heads, max_length, head_dim)
         # A masked position still weighs 0, and 0 times what fresh memory holds may be NaN.
@@ -54,6 +56,8 @@ class KVCache:
         self.context: dict[str, Tensor] = {}
         self.memo: dict[str, Any] = {}
         self._position = torch.zeros(1, dtype=torch.int64, device=device) if static else None
+        self._pinned = pinned
+        self._pin()
 
     @property
     def static(self) -> bool:
@@ -111,6 +115,7 @@ class KVCache:
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes a copy of the old row ``rows[i]``; there may be more or fewer rows than before."""
         self.keys, self.values = (self._take(buffer, rows) for buffer in (self.keys, self.values))
+        self._pin()
         for name, tensor in self.context.items():
             taken = tensor[rows]
             self.context[name] = tensor.copy_(taken) if len(rows) == len(tensor) else taken
@@ -135,12 +140,14 @@ class KVCache:
         other.context = {name: tensor.clone() for name, tensor in self.context.items()}
         other.memo = dict(self.memo)
         other._position = None if self._position is None else self._position.clone()
+        other._pinned = self._pinned
+        other._pin()
         return other
 
-    def pin(self) -> None:
-        """Tell ``torch.compile`` that the storage stays where it is, without which it makes no CUDA graphs that write to it."""
-        for buffer in (self.keys, self.values, self._position):
-            torch._dynamo.mark_static_address(buffer)
+    def _pin(self) -> None:
+        if self._pinned:
+            for buffer in (self.keys, self.values, self._position):
+                torch._dynamo.mark_static_address(buffer)
 
     def _check(self, num_rows: int, num_new: int) -> None:
         if num_rows != self.num_rows or self.length + num_new > self.max_length:

@@ -34,7 +34,7 @@ class SamplingConfig:
         top_k: keep this many of the largest logits (and those equal to the smallest kept); 0 keeps all.
         top_p: keep the most likely tokens whose probabilities first reach this sum; 1 keeps all.
         min_p: drop tokens less likely than this fraction of the most likely one; 0 drops none.
-        cfg_scale: classifier-free guidance, null + scale * (conditional - null); 1 is off.
+        cfg_scale: classifier-free guidance, null + scale * (conditional - null); 1 is off, below 0 leads away from the condition.
         cfg_schedule: how the scale goes from ``cfg_floor`` to ``cfg_scale`` in the course of generation; see ``scale_at``.
         cfg_power: of ``power_cosine`` and ``flipped_cosine``: larger ones rise later.
         cfg_start, cfg_end: outside this part of the course, in [0, 1], the scale is ``cfg_floor``.
@@ -58,7 +58,7 @@ class SamplingConfig:
             "top_k": (self.top_k >= 0 and int(self.top_k) == self.top_k, "a whole number, 0 (off) or more"),
             "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1 (off)"),
             "min_p": (0.0 <= self.min_p < 1.0, "from 0 (off) to below 1"),
-            "cfg_scale": (0.0 <= self.cfg_scale < float("inf"), "0 or more, where 1 is off"),
+            "cfg_scale": (math.isfinite(self.cfg_scale), "a finite number, where 1 is off"),
             "cfg_schedule": (self.cfg_schedule in get_args(CfgSchedule), f"one of {', '.join(get_args(CfgSchedule))}"),
             "cfg_power": (0.0 <= self.cfg_power < float("inf"), "0 or more"),
             "cfg_start": (0.0 <= self.cfg_start <= 1.0, "from 0 to 1"),
@@ -85,7 +85,7 @@ class SamplingConfig:
         ``constant`` is ``cfg_scale``; the others are ``cfg_floor + (cfg_scale - cfg_floor) * shape``,
         with the shape r for ``linear``, 1 - r for ``linear_down``, a peak in the middle for
         ``triangular``, (1 - cos(pi r^power)) / 2 for ``power_cosine`` and cos(pi r^power) / 2 for
-        ``flipped_cosine``, which ends below the floor, as MaskGen ships it.
+        ``flipped_cosine``, which ends as far below the floor as it began above it, as MaskGen ships it.
         """
         if not self.cfg_start <= progress <= self.cfg_end:
             return self.cfg_floor
@@ -98,7 +98,7 @@ class SamplingConfig:
             "power_cosine": (1.0 - wave) / 2,
             "flipped_cosine": wave / 2,
         }[self.cfg_schedule]
-        return max(0.0, self.cfg_floor + (self.cfg_scale - self.cfg_floor) * shape)
+        return self.cfg_floor + (self.cfg_scale - self.cfg_floor) * shape
 
     def at(self: Self, progress: float) -> Self:
         """These settings with the guidance scale of this moment."""

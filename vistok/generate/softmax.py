@@ -139,10 +139,15 @@ class SoftmaxGenerator(AutoregressiveGenerator):
 
     def _advance(self, x: Tensor, cache: KVCache) -> Tensor:
         """``read_on``, compiled where it is, and on with the cache."""
-        step = self._step if self._step is not None and cache.static and x.shape[1] == 1 else self.read_on
-        out = step(x, cache)
+        compiled = self._step is not None and cache.static and x.shape[1] == 1
+        # What a CUDA graph gives is overwritten when it is replayed, and a rollout keeps its states while others go on.
+        out = self._step(x, cache).clone() if compiled else self.read_on(x, cache)
         cache.advance(x.shape[1])
         return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not compiled: the program is bound to these weights."""
+        return self.__dict__ | {"_step": None}
 
     def _both_logits(self, hidden: Tensor, null_hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Both halves read the head's weights once."""
@@ -162,7 +167,8 @@ class SoftmaxGenerator(AutoregressiveGenerator):
         condition_length: int = 1,
     ) -> KVCache:
         """The condition and all tokens but the last fit; static on CUDA and for compiled steps, unless said otherwise."""
-        cache = KVCache(
+        static = self.device.type == "cuda" or self.compiled if static is None else static
+        return KVCache(
             num_layers=depth,
             num_rows=num_rows,
             num_heads=num_heads,
@@ -170,11 +176,9 @@ class SoftmaxGenerator(AutoregressiveGenerator):
             max_length=self.num_tokens - 1 + condition_length,
             dtype=dtype or self.dtype,
             device=self.device,
-            static=self.device.type == "cuda" or self._step is not None if static is None else static,
+            static=static,
+            pinned=static and self.compiled,
         )
-        if cache.static and self._step is not None:
-            cache.pin()
-        return cache
 
     @staticmethod
     def _for_rows(condition: Any, num_rows: int) -> Any:
