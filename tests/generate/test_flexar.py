@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_models import make as tiny_tokenizer
 
+from vistok.config import from_dict, to_dict
 from vistok.convert import recognise
 from vistok.errors import MissingExtraError, PublishedConfigError, VistokError
 from vistok.generate.flexar import FlexAR, FlexARConfig, TextConfig
 from vistok.generate.flexar_blocks import AttentionConfig, NormConfig
 from vistok.generate.text import T5Features, TextCondition
-from vistok.hub import convert_state, to_published
+from vistok.hub import convert_state, from_pretrained, to_published
 from vistok.models.base import key_report
+from vistok.tokens import Tokens
+from vistok.training import TrainConfig, train
+from vistok.training.token_data import open_tokens
 
 WORDS = 16
 TINY = {"codebook_size": 24, "num_tokens": 8, "width": 32, "depth": 2, "attention": AttentionConfig(num_heads=2)}
@@ -50,6 +56,50 @@ def test_captions_are_read_by_the_text_encoder_and_are_no_weights():
     assert torch.equal(both.ids[1:], one.ids) and not torch.equal(both.ids[:1], one.ids)
     assert set(model.state_dict()) == before
     assert model.generate(None, 2, seeds=0).tokens == model.generate("", 2, seeds=0).tokens
+
+
+def test_every_caption_is_read_once():
+    encoder, read = features(), []
+    encoder.encoder.register_forward_pre_hook(
+        lambda _, __, given: read.append(len(given["input_ids"])), with_kwargs=True
+    )
+    model = make()
+    model.text_encoder = encoder
+    tokens = model.generate(["a dog", "b", "a dog"], seeds=[1, 2, 1], cfg_scale=2.0).tokens
+    assert read == [3] and torch.equal(tokens.ids[0], tokens.ids[2])  # with the empty one
+
+
+def test_it_learns_from_captions_and_leaves_classes_alone(tmp_path: Path):
+    """The text encoder is frozen, no part of the weights, and the same one in the next process."""
+    pytest.importorskip("transformers")
+    tokenizer = tiny_tokenizer("fsq_linear")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    spec = {
+        "name": "text",
+        "task": "generator",
+        "steps": 60,
+        "batch_size": 8,
+        "data": {"train": "emoji:Activities", "crop": "center"},
+        "model": {**to_dict(make().config), "family": "flexar", "text": {"model": "tiny", "width": 64, "length": 24}},
+        "loss": {"tokenizer": str(tmp_path / "tokenizer"), "views": 1},
+        "optimizer": {"lr": 3.0e-3},
+        "schedule": {"kind": "constant"},
+        "ema": {"enabled": False},
+        "eval_every": 30,
+        "preview_every": 60,
+        "output_dir": str(tmp_path),
+    }
+    for name in ("codebook_size", "num_tokens", "tokenizer_family", "tokenizer_model", "tokenizer_hash"):
+        del spec["model"][name]
+    result = train(from_dict(TrainConfig, spec))
+    model = from_pretrained(result.folder / "final")
+    assert model.num_classes == 0 and not any("encoder" in name for name in model.state_dict())
+    bank, _ = open_tokens(from_dict(TrainConfig, spec).data, tokenizer, train=True, views=1, seed=0)
+    rows = [bank[index, 0] for index in range(24)]
+    tokens = Tokens(torch.stack([row["ids"] for row in rows]), codebook_size=tokenizer.codebook_size)
+    captions = [row["caption"] for row in rows]
+    own, others = (model.log_prob(tokens, texts).mean() for texts in (captions, captions[1:] + captions[:1]))
+    assert own > others + 0.1  # what a picture's own caption tells
 
 
 def test_features_given_beforehand_are_the_same_as_captions():

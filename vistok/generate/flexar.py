@@ -8,6 +8,7 @@ together is data of the checkpoint (``vistok.convert.flexar``). Loads EPFL-VILAB
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,9 +23,10 @@ from vistok.generate.flexar_blocks import Activation, ActivationMlp, AttentionCo
 from vistok.generate.kv_cache import KVCache
 from vistok.generate.sampling import SamplingConfig
 from vistok.generate.softmax import SoftmaxGenerator
-from vistok.generate.text import T5Features, TextCondition
+from vistok.generate.text import TextCondition, t5_features
 from vistok.layers.positions import sincos_2d
 
+TextEncoder = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # captions -> states [B, n, D] and mask bool [B, n]
 _NULL, _NULL_THEN_FIRST = -1, -2  # what stands for no class; and for no class that becomes class 0
 
 
@@ -46,7 +48,8 @@ class TextConfig:
     """What a model from captions reads.
 
     Attributes:
-        model: the text encoder, of which the checkpoint has no weights: its name for transformers.
+        model: the text encoder, of which the checkpoint has no weights: its name for transformers, or ``tiny`` for a small one
+            (64 channels) of random weights, which tells captions apart and no more.
         width: of its states.
         length: captions are cut at this many of its tokens.
         activation, bias: of the MLP that brings its states to the transformer's width.
@@ -179,7 +182,7 @@ class FlexAR(SoftmaxGenerator):
         self.head_norm = nn.LayerNorm(width, eps=1e-5) if config.head_norm else nn.Identity()
         self.head = nn.Linear(width, config.vocab_size, bias=config.head_bias)
         self.gradient_checkpointing = False
-        self.text_encoder: T5Features | None = None  # loaded when the first caption comes; not part of the weights
+        self.text_encoder: TextEncoder | None = None  # in place of the one that the configuration names
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -223,13 +226,26 @@ class FlexAR(SoftmaxGenerator):
                 raise VistokError(
                     f"{self._title} takes captions, or their features as a vistok.generate.TextCondition; got {condition!r}"
                 )
-            condition = TextCondition(*self._read_captions([entry or "" for entry in entries]))
+            hidden, mask = self._read_captions(
+                ["", *(entry or "" for entry in entries)]
+            )  # guidance wants the empty one
+            condition = TextCondition(hidden[1:], mask[1:], hidden[:1], mask[:1])
         if condition.hidden.shape[-1] != config.text.width:
             raise VistokError(
                 f"{self._title} reads states of width {config.text.width}, of {config.text.model}; "
                 f"got {condition.hidden.shape[-1]}"
             )
         return condition.to(self.device, self.dtype)
+
+    def training_condition(self, batch: Mapping[str, Any]) -> Any:
+        if self.config.text is None:
+            return super().training_condition(batch)
+        return self.encode_condition(list(batch["caption"]))
+
+    @classmethod
+    def data_facts(cls, values: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
+        """A model that reads captions leaves the classes of its data alone."""
+        return {"num_classes": 0, "class_names": ()} if values.get("text") is not None else {}
 
     def null_condition(self, condition: Tensor | TextCondition) -> Tensor | TextCondition:
         """No class; or the empty caption, which the text encoder reads where the features do not bring it."""
@@ -296,10 +312,9 @@ class FlexAR(SoftmaxGenerator):
         return self._run(x, cache.context if self.text is not None else None, cache)
 
     def _read_captions(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        if self.text_encoder is None:
-            text = self.config.text
-            self.text_encoder = T5Features.from_pretrained(text.model, max_length=text.length)
-        return self.text_encoder(captions)
+        text = self.config.text
+        encoder = self.text_encoder or t5_features(text.model, text.length, self.device)
+        return encoder(captions)
 
     def _read_text(self, condition: TextCondition) -> dict[str, Tensor]:
         """Keys and values of all blocks, [B, depth, heads, m, d], and the mask, [B, 1, 1, m]."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import CheckpointError, VistokError, require
+
+# The house's own: for recipes and tests that have no weights, and no time for large ones.
+_TINY = {"vocab_size": 384, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+_RANDOM_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -103,31 +109,45 @@ class T5Features:
     def __init__(self, encoder: nn.Module, tokenize: Callable[..., dict[str, Tensor]], *, max_length: int) -> None:
         self.encoder, self.tokenize, self.max_length = encoder.eval().requires_grad_(False), tokenize, max_length
 
-    @classmethod
-    def from_pretrained(cls, name: str, *, max_length: int) -> T5Features:
-        """Load encoder and tokenizer by transformers, from its cache, a folder or the network.
-
-        Raises:
-            MissingExtraError: transformers is not installed.
-            CheckpointError: the weights are not to be had.
-        """
-        transformers = require("transformers", extra="text", purpose="reading captions")
-        try:
-            encoder = transformers.T5EncoderModel.from_pretrained(name)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"the text encoder {name} cannot be loaded ({str(error).splitlines()[0]}); fetch it once where there is a "
-                "network, or give features: vistok.generate.TextCondition"
-            ) from error
-        return cls(encoder, tokenizer, max_length=max_length)
-
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions (longer ones are cut; "" is fine) -> states [B, n, D] and mask bool [B, n]."""
+        """Captions (longer ones are cut; "" is fine) -> states [B, n, D] and mask bool [B, n]; equal ones are read once."""
         device = next(self.encoder.parameters()).device
+        different = list(dict.fromkeys(captions))
         words = self.tokenize(
-            list(captions), padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt"
+            different, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         ids, mask = words["input_ids"].to(device), words["attention_mask"].to(device)
-        return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask.bool()
+        states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        rows = torch.tensor([different.index(caption) for caption in captions], device=device)
+        return states[rows], mask.bool()[rows]
+
+
+@lru_cache(maxsize=2)
+def t5_features(name: str, max_length: int, device: torch.device) -> T5Features:
+    """Load a text encoder by transformers, from its cache, a folder or the network; it is kept for the next call.
+
+    Args:
+        name: transformers' name of a T5 encoder; or ``tiny``: 64 channels wide, with random weights that are the same every time, and
+            bytes for words.
+        max_length: captions are cut at this many tokens.
+        device: where it works.
+    Raises:
+        MissingExtraError: transformers is not installed.
+        CheckpointError: the weights are not to be had.
+    """
+    transformers = require("transformers", extra="text", purpose="reading captions")
+    if name == "tiny":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_RANDOM_SEED)
+            encoder: Any = transformers.T5EncoderModel(transformers.T5Config(**_TINY))
+        return T5Features(encoder.to(device), transformers.ByT5Tokenizer(), max_length=max_length)
+    try:
+        encoder = transformers.T5EncoderModel.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the text encoder {name} cannot be loaded ({str(error).splitlines()[0]}); fetch it once where there is a "
+            "network, or give features: vistok.generate.TextCondition"
+        ) from error
+    return T5Features(encoder.to(device), tokenizer, max_length=max_length)
