@@ -102,6 +102,45 @@ def test_it_learns_from_captions_and_leaves_classes_alone(tmp_path: Path):
     assert own > others + 0.1  # what a picture's own caption tells
 
 
+def test_shipped_guidance_of_a_prefix_begins_with_its_first_new_token():
+    """The mark of "no class" is written over in the first pass, which reads the whole prefix."""
+    model = make(text=None, num_classes=5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    labels, ids = model.encode_condition([3, 1]), torch.randint(24, (2, 3), generator=torch.Generator().manual_seed(0))
+    options = {"temperature": 0.0, "cfg_scale": 4.0, "seeds": 0}
+    for given in (1, 2, 3):
+        prefix = Tokens(ids[:, :given], codebook_size=24)
+        result = model.generate(labels, prefix=prefix, shipped_null=True, **options)
+        made = result.tokens.ids
+        with torch.no_grad():
+            own, none, first = (
+                model.logits(model.states(made, part)) for part in (labels, torch.full_like(labels, -1), labels * 0)
+            )
+        null = torch.cat([none[:, : given + 1], first[:, given + 1 :]], dim=1)
+        assert torch.equal((null + 4.0 * (own - null)).argmax(-1)[:, given:], made[:, given:])
+        assert not torch.equal(made, model.generate(labels, prefix=prefix, **options).tokens.ids)
+        assert result.token_forwards == 2 * 2 * (1 + given + 1 + given + (8 - given - 1))  # all that was given, twice
+
+
+def test_shapes_tell_heads_and_widths_where_the_tree_is_silent():
+    norm = NormConfig("rms", 1e-6, True, False)
+    own = {
+        "attention": AttentionConfig(num_heads=4, qk_norm=norm),
+        "reading": AttentionConfig(num_heads=2, qk_norm=norm),
+    }
+    model = make(**own, text=TextConfig(width=WORDS, out_width=20, length=6))
+    state, tree = to_published(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    source = recognise(shapes)
+    assert source.read_config(shapes, tree) == model.config
+    silent = source.read_config(shapes, None)
+    assert (silent.attention.num_heads, silent.reading.num_heads, silent.text.out_width) == (4, 2, 20)
+    features = TextCondition(torch.randn(2, 3, WORDS), torch.ones(2, 3), torch.randn(1, 2, WORDS), torch.ones(1, 2))
+    assert model.generate(features, seeds=0, cfg_scale=2.0).tokens.ids.shape == (2, 8)
+
+
 def test_features_given_beforehand_are_the_same_as_captions():
     model = make()
     model.text_encoder = features()

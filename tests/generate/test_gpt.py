@@ -37,13 +37,23 @@ def test_published_initialisation():
 
 def test_the_first_token_has_the_full_scale_and_the_last_is_the_end():
     model = make()
-    assert [model.progress(position) for position in (0, 4, 8)] == [0.0, 0.5, 1.0]
+    assert [model.progress(position, 9) for position in (0, 4, 8)] == [0.0, 0.5, 1.0]
     for schedule in ("linear", "linear_down", "triangular"):
         sampling = SamplingConfig(cfg_scale=3.0, cfg_schedule=schedule)
         assert model.sampling_at(sampling, 0).cfg_scale == 3.0
     window = SamplingConfig(cfg_scale=3.0, cfg_start=0.18)
     assert [model.sampling_at(window, position).cfg_scale for position in (0, 1, 2, 8)] == [3.0, 1.0, 3.0, 3.0]
     assert model.sampling_at(SamplingConfig(cfg_scale=3.0, cfg_schedule="linear"), 8).cfg_scale == 3.0
+
+
+def test_a_schedule_may_run_its_course_in_fewer_tokens():
+    """By default a row's first tokens do not depend on how many there will be."""
+    model, options = make(), {"seeds": 1, "cfg_scale": 6.0, "cfg_schedule": "linear"}
+    whole = model.generate([1, 2], **options).tokens.ids
+    assert torch.equal(model.generate([1, 2], length=4, **options).tokens.ids, whole[:, :4])
+    own = SamplingConfig(cfg_scale=3.0, cfg_schedule="linear", cfg_tokens=5)
+    assert [model.sampling_at(own, position).cfg_scale for position in (0, 1, 2, 4, 8)] == [3.0, 1.5, 2.0, 3.0, 3.0]
+    assert not torch.equal(model.generate([1, 2], length=4, cfg_tokens=4, **options).tokens.ids, whole[:, :4])
 
 
 def test_features_are_the_states_of_the_middle_under_no_class():

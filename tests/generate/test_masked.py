@@ -97,6 +97,26 @@ def model(request: pytest.FixtureRequest) -> Any:
     return make(request.param)
 
 
+def test_guidance_that_falls_to_1_reads_both_halves_until_then() -> None:
+    """MaskGen's c + w * (c - u) with w from 1 to 0."""
+    model = make("maskgen_vq")
+    options = {"seeds": 3, "cfg_scale": 1.0, "cfg_schedule": "linear", "cfg_floor": 2.0, "steps": 4}
+    result = model.generate(conditions(model, 2), **options)
+    assert result.token_forwards == (2 + 2 + 2 + 1) * 2 * (L + 5)
+    constant = model.generate(conditions(model, 2), **options | {"cfg_schedule": "constant"})
+    assert constant.token_forwards == 4 * 2 * (L + 5)
+
+
+@pytest.mark.parametrize(("width", "hidden_width"), [(44, 120), (28, 244), (60, 492)])
+def test_every_width_of_the_mlps_is_kept(width: int, hidden_width: int) -> None:
+    """Their ratio is no number that floating point has."""
+    changes = {"width": width, "hidden_width": hidden_width, "network": "uvit"}
+    model = MaskGit(MaskGitConfig(**_GIT | changes))
+    state, wrapped = to_published(model)
+    assert state["mid_block.mlp.fc1.weight"].shape == (hidden_width, width)
+    assert convert_state(state, config=wrapped)[0].config == model.config
+
+
 def test_one_run_by_hand() -> None:
     """Two steps over two ids, with numbers that can be followed."""
     logits = torch.tensor([[[0.0, 3.0], [2.0, 0.0], [0.0, 1.0]]])

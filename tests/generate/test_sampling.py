@@ -141,6 +141,15 @@ def test_guidance_keeps_to_its_window_and_starts_from_its_floor() -> None:
     assert window.at(0.3) is window and window.at(0.9).cfg_scale == 1.0
 
 
+def test_a_schedule_that_only_ends_or_begins_at_1_is_guided() -> None:
+    falling = SamplingConfig(cfg_scale=1.0, cfg_schedule="linear", cfg_floor=2.0)  # from 2 to 1
+    assert falling.guided and falling.at(0.0).guided and falling.at(0.5).cfg_scale == 1.5
+    assert SamplingConfig(cfg_start=0.5, cfg_floor=3.0).guided
+    assert not SamplingConfig(cfg_floor=2.0).guided and not SamplingConfig(cfg_schedule="linear").guided
+    moment = SamplingConfig(cfg_scale=5.0, cfg_schedule="linear", cfg_floor=2.0).at(0.5)
+    assert moment == SamplingConfig(cfg_scale=3.5)
+
+
 @pytest.mark.parametrize("bad", [{"cfg_schedule": "cosin"}, {"cfg_end": 1.5}, {"cfg_start": 0.5, "cfg_end": 0.4}])
 def test_bad_guidance_schedules_are_refused(bad: dict) -> None:
     with pytest.raises(ConfigError, match="cfg_"):

@@ -84,6 +84,12 @@ class GoldenCase:
                 value = value * np.float32(factor)
         return value
 
+    def compare_all(self, step: dict[str, Any], computed: dict[str, Tensor]) -> Iterator[Result]:
+        """``compare`` of all outputs of a step that are computed; others stay unsupported."""
+        for output in step["outputs"]:
+            if output["name"] in computed:
+                yield self.compare(step, output["name"], computed[output["name"]])
+
     def compare(
         self,
         step: dict[str, Any],
@@ -125,6 +131,15 @@ class GoldenCase:
         return Result(
             name, float(difference.max()), float(relative), passed, tolerance={"rtol": float(rtol), "atol": float(atol)}
         )
+
+
+def step_draws(case: GoldenCase, step: dict[str, Any]) -> Callable[..., Tensor]:
+    """The stored uniform numbers of filling in: of the ids [B, L, K], and of what is kept [B, L], where that is random."""
+    streams = {
+        axes: iter(case.input(step, name) if case.has_input(step, name) else ())
+        for axes, name in ((2, "u_tok"), (1, "u_conf"))
+    }
+    return lambda *shape: next(streams[len(shape)])
 
 
 def runner_for(case: GoldenCase) -> Callable[[GoldenCase], Iterator[Result]] | None:

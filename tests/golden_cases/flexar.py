@@ -82,12 +82,13 @@ def _greedy(case: GoldenCase, model: FlexAR, step: dict[str, Any]) -> dict[str, 
 
 
 def _greedy_class(case: GoldenCase, model: FlexAR, step: dict[str, Any]) -> dict[str, Tensor]:
-    shipped, log_probs = _generate(case, model, step, shipped_null=True)
-    return {
-        "greedy_cfg_ids_intended": _generate(case, model, step)[0],
-        "greedy_cfg_ids_as_shipped": shipped,
-        "greedy_cfg_logprob_as_shipped": log_probs,
-    }
+    computed = {}
+    for shipped in (False, True):
+        ids, log_probs = _generate(case, model, step, shipped_null=shipped)
+        for name in step["outputs"]:
+            if ("as_shipped" in name) == shipped:
+                computed[name] = log_probs if "logprob" in name else ids
+    return computed
 
 
 def _branch(case: GoldenCase, model: FlexAR, step: dict[str, Any]) -> dict[str, Tensor]:
@@ -96,9 +97,12 @@ def _branch(case: GoldenCase, model: FlexAR, step: dict[str, Any]) -> dict[str, 
     condition = _condition(case, model)[torch.zeros(1, dtype=torch.int64)]
     sampling = model.config.sampling.updated(**_sampling(step))
     rollout = Rollout(model, condition, sampling, prefix=prefix)
-    rollout.extend(step["num_tokens"] - start - 1, model.token_noise([0]))
-    rollout.fan_out(num, torch.zeros(1, num, 1))
-    return {"branch_ids": rollout.ids, "branch_logprob": rollout.draw_log_probs[:, start:].sum(dim=1)}
+    if step["num_tokens"] > start:
+        rollout.extend(step["num_tokens"] - start - 1, model.token_noise([0]))
+        rollout.fan_out(num, torch.zeros(1, num, 1))
+    else:  # nothing new, so the branches are copies
+        rollout.branch(num)
+    return dict(zip(step["outputs"], (rollout.ids, rollout.draw_log_probs[:, start:].sum(dim=1)), strict=True))
 
 
 def _filter(case: GoldenCase, model: FlexAR, step: dict[str, Any]) -> dict[str, Tensor]:

@@ -78,7 +78,8 @@ def _run(case: GoldenCase, model: Gpt) -> Iterator[Result]:
             }
         elif step["op"] == "generate":
             length = int(_input(case, "num_tokens"))
-            window = float(re.search(r"window_start ([\d.]+)", step["notes"])[1])
+            found = re.search(r"window_start ([\d.]+)", step["notes"])
+            window = float(found[1]) if found else 0.0
             for output in step["outputs"]:
                 computed[output["name"]] = _generate(model, labels, length, window, output["name"])
         elif step["op"] == "sampling_probabilities":
@@ -98,9 +99,12 @@ def _run(case: GoldenCase, model: Gpt) -> Iterator[Result]:
 
 
 def _generate(model: Gpt, labels: Tensor, length: int, window: float, name: str) -> Tensor:
-    """Greedy ids of an output named as ``gen_greedy_cfg3_linear``; ``window`` is where the step schedule begins."""
-    found = re.fullmatch(r"gen_greedy_cfg([\d.]+)(?:_(\w+))?", name)
-    schedule = found[2] or "constant"
-    options = _SCHEDULES[schedule] | ({"cfg_start": window} if schedule == "step" else {})
-    scale = float(found[1])
-    return model.generate(labels, seeds=0, length=length, temperature=0.0, cfg_scale=scale, **options).tokens.ids
+    """Greedy ids of an output named as ``gen_greedy_cfg3_linear``; ``window`` is where the step schedule begins.
+
+    There a schedule runs its course in the tokens that are asked for, and a scale below 1 is off.
+    """
+    found = re.fullmatch(r"gen_greedy_cfg([\d.]+)(?:_([a-z_]+)([\d.]+)?)?", name)
+    schedule, scale = found[2] or "constant", max(1.0, float(found[1]))
+    options = _SCHEDULES[schedule] | ({"cfg_start": float(found[3] or window)} if schedule == "step" else {})
+    options |= {"cfg_scale": scale, "cfg_tokens": length} if scale > 1.0 else {"cfg_scale": 1.0, "cfg_floor": 1.0}
+    return model.generate(labels, seeds=0, length=length, temperature=0.0, **options).tokens.ids

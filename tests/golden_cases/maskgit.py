@@ -12,7 +12,7 @@ from vistok.convert.maskgit import published_sampling
 from vistok.generate.masked import masked_loss, masks_of
 from vistok.generate.maskgit import MaskGit
 
-from golden_cases import GoldenCase, Result
+from golden_cases import GoldenCase, Result, step_draws
 
 
 @torch.no_grad()
@@ -35,10 +35,11 @@ def run_generator(case: GoldenCase, model: MaskGit) -> Iterator[Result]:
             weights = {"label_smoothing": config.label_smoothing, "unmasked_weight": config.unmasked_weight}
             losses = masked_loss(logits, clean, masks, **weights)
             computed = {"mlm_loss": losses["loss"], "mlm_correct": losses["accuracy"]}
-        else:
+        elif step["op"] == "generate":
             computed = {step["outputs"][0]["name"]: _fill_ids(case, model, step)}
-        for output in step["outputs"]:
-            yield case.compare(step, output["name"], computed[output["name"]])
+        else:
+            continue
+        yield from case.compare_all(step, computed)
 
 
 def _forward(case: GoldenCase, model: MaskGit, step: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -55,12 +56,7 @@ def _fill_ids(case: GoldenCase, model: MaskGit, step: dict[str, Any]) -> Tensor:
         args["guidance_decay"],
         steps=args["num_sample_steps"],
         temperature=args["randomize_temperature"],
-        power=args["guidance_scale_pow"],
-        anneal=args["softmax_temperature_annealing"],
+        power=args.get("guidance_scale_pow", 3.0),
+        anneal=args.get("softmax_temperature_annealing", False),
     )
-    draws: list[Tensor] = []
-    if case.has_input(step, "u_tok"):
-        ids, confidence = case.input(step, "u_tok"), case.input(step, "u_conf")
-        draws = [part for pair in zip(ids, confidence, strict=True) for part in pair]
-    stream = iter(draws)
-    return model.fill_ids(case.input(step, "labels").long().flatten(), lambda *shape: next(stream), sampling).ids
+    return model.fill_ids(case.input(step, "labels").long().flatten(), step_draws(case, step), sampling).ids

@@ -36,8 +36,7 @@ def run_generator(case: GoldenCase, model: Rar) -> Iterator[Result]:
                 computed = _guided(model, labels, greedy, SamplingConfig(**_sampling(step)))
             else:
                 computed = _forward(case, model, step, labels)
-            for output in step["outputs"]:
-                yield case.compare(step, output["name"], computed[output["name"]])
+            yield from case.compare_all(step, computed)
 
 
 def _sampling(step: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def _sampling(step: dict[str, Any]) -> dict[str, Any]:
         "temperature": step["args"].get("randomize_temperature", 1.0),
         "cfg_scale": scale or 1.0,
         "cfg_schedule": "power_cosine" if scale else "constant",
-        "cfg_power": step["args"]["guidance_scale_pow"],
+        "cfg_power": step["args"].get("guidance_scale_pow", 1.0),
     }
 
 

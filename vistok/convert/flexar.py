@@ -88,13 +88,16 @@ def _read_config(
     hidden_width = shapes[f"{_BLOCK}.0.mlp.fc1.weight"][0]
     # GridAR writes the ids of another tokenizer, which its file does not have.
     levels = vocab_size == math.prod(_LEVELS) and not model.get("remove_image_tokenizer")
-    dropout = preprocessor.get("cond_dropout_prob")
+    sampling, dropout = _sampling(_branch(published, "generation")), preprocessor.get("cond_dropout_prob")
+    # Captions are dropped by the data, of which the tree says nothing; and what is guided was without its class now and then.
+    if reads or dropout is None or (sampling.guided and not dropout):
+        dropout = FlexARConfig.class_dropout
     last_norm = trunk.get("post_trunk_norm", f"{_AR}.trunk.post_trunk_norm.weight" in shapes)
     return FlexARConfig(
         codebook_size=_LEVELS if levels else vocab_size,
         num_tokens=_num_tokens(shapes, preprocessor),
         num_classes=classes,
-        text=_text(shapes, text) if reads else None,
+        text=_text(shapes, text, width) if reads else None,
         width=width,
         depth=count(shapes, rf"{_BLOCK}\.(\d+)\."),
         attention=_attention(shapes, trunk.get("self_attn_target" if reads else "attn_target"), reads=False),
@@ -107,9 +110,8 @@ def _read_config(
         positions=_positions(shapes, preprocessor),
         head_norm=bool(head.get("use_layernorm", f"{_AR}.head.norm.weight" in shapes)),
         head_bias=f"{_AR}.head.linear.bias" in shapes,
-        # Captions are dropped by the data, of which the tree says nothing.
-        class_dropout=FlexARConfig.class_dropout if reads or dropout is None else float(dropout),
-        sampling=_sampling(_branch(published, "generation")),
+        class_dropout=float(dropout),
+        sampling=sampling,
     )
 
 
@@ -143,11 +145,8 @@ def _num_tokens(shapes: Shapes, preprocessor: Mapping[str, Any]) -> int:
 def _positions(shapes: Shapes, preprocessor: Mapping[str, Any]) -> str:
     if f"{_AR}.preprocessor.positional_embedding" not in shapes:
         return "none"
-    kinds = {"absolute": "learned", "sincos1d": "sincos"}
-    kind = preprocessor.get("pos_embed_type", "absolute")
-    if kind not in kinds:
-        raise PublishedConfigError(f"FlexAR's pos_embed_type {kind} is not known to vistok; known: {', '.join(kinds)}")
-    return kinds[kind]
+    # A table of any other kind is in the checkpoint too.
+    return "sincos" if preprocessor.get("pos_embed_type") == "sincos1d" else "learned"
 
 
 def _attention(shapes: Shapes, tree: Any, *, reads: bool) -> AttentionConfig:
@@ -162,10 +161,11 @@ def _attention(shapes: Shapes, tree: Any, *, reads: bool) -> AttentionConfig:
         raise PublishedConfigError("FlexAR's attention is not causal (is_causal: false), so it does not generate")
     width = shapes[f"{_BLOCK}.0.{name}.proj.weight"][0]
     has_norm = f"{_BLOCK}.0.{name}.q_norm.weight" in shapes
+    head_width = shapes[f"{_BLOCK}.0.{name}.q_norm.weight"][0] if has_norm else _HEAD_WIDTH
     norm = tree.get("qk_norm")
     scale = None if reads else tree.get("qk_scale")
     return AttentionConfig(
-        num_heads=int(tree.get("num_heads") or max(1, width // _HEAD_WIDTH)),
+        num_heads=int(tree.get("num_heads") or max(1, width // head_width)),
         qkv_bias=f"{_BLOCK}.0.{name}.{first}.bias" in shapes,
         proj_bias=f"{_BLOCK}.0.{name}.proj.bias" in shapes,
         qk_norm=_norm(shapes, norm, f"{_BLOCK}.0.{name}.q_norm", default_eps=1e-6) if norm or has_norm else None,
@@ -201,11 +201,14 @@ def _activation(tree: Any) -> Activation:
     return "gelu_tanh" if tanh and name == "gelu" else name
 
 
-def _text(shapes: Shapes, tree: Mapping[str, Any]) -> TextConfig:
+def _text(shapes: Shapes, tree: Mapping[str, Any], width: int) -> TextConfig:
+    """What it reads; ``width`` is the transformer's."""
     embedder, mlp = _branch(tree, "t5_embedder"), _branch(tree, "mlp")
+    out_width = shapes[f"{_TEXT}.mlp.fc2.weight"][0]
     return TextConfig(
         model=str(embedder.get("hf_hub_path") or TextConfig.model),
         width=shapes[f"{_TEXT}.mlp.fc1.weight"][1],
+        out_width=None if out_width == width else out_width,
         length=int(embedder.get("encoder_seqlen_max") or TextConfig.length),
         activation=_activation(mlp["act_layer"]) if mlp.get("act_layer") else TextConfig.activation,
         bias=f"{_TEXT}.mlp.fc1.bias" in shapes,
@@ -292,7 +295,7 @@ def _wrapped_text(text: TextConfig, config: FlexARConfig) -> dict[str, Any]:
         "mlp": {
             "_target_": "flextok_ar.model.text_encoder.TextToEmbedMLP",
             "text_dim": text.width,
-            "embed_dim": config.width,
+            "embed_dim": text.out_width or config.width,
             "act_layer": _wrapped_activation(text.activation),
             "use_bias": text.bias,
         },
@@ -311,7 +314,7 @@ def _wrapped_trunk(config: FlexARConfig) -> dict[str, Any]:
             "encoder_output_key": "text_embeddings",
             "self_attn_mask_read_key": "text_embeddings_mask",
             "self_attn_target": own,
-            "cross_attn_target": reading | {"encoder_dim": width},
+            "cross_attn_target": reading | {"encoder_dim": config.text.out_width or width},
         }
     else:
         head = {"_target_": "l3m.model.trunks.transformer.Transformer", "attn_target": own}

@@ -52,6 +52,18 @@ class AutoregressiveGenerator(Generator):
     def read_tokens(self, ids: Tensor, start: int, cache: KVCache) -> Tensor:
         """Read ids [B, n], which stand at ``start`` and on; the states [B, n, W] that predict what follows each."""
 
+    def after_first_draw(self, given: Tensor, cache: KVCache) -> int:
+        """Told once, when a rollout has drawn its first token; few families do anything.
+
+        Args:
+            given: the ids that it began with, int64 [B, n], n maybe 0; the cache has read them.
+            cache: the rollout's.
+        Returns:
+            how many positions of every row it has read again.
+        """
+        del given, cache
+        return 0
+
     @abstractmethod
     def draw_tokens(
         self, hidden: Tensor, uniforms: Tensor, sampling: SamplingConfig, *, null_hidden: Tensor | None = None
@@ -148,14 +160,11 @@ class AutoregressiveGenerator(Generator):
 
     def sampling_at(self, sampling: SamplingConfig, position: int) -> SamplingConfig:
         """The settings of the token at this position."""
-        return sampling.at(self.progress(position))
+        return sampling.at(min(1.0, self.progress(position, sampling.cfg_tokens or self.num_tokens)))
 
-    def progress(self, position: int) -> float:
-        """How far generation is, in [0, 1], when the token at this position is drawn: what guidance schedules read.
-
-        It counts in all the tokens that a row could have, so that a row's first tokens do not depend on how many are wanted.
-        """
-        return position / self.num_tokens
+    def progress(self, position: int, num_tokens: int) -> float:
+        """The share of generation that is done when the token at this position of so many is drawn: what guidance schedules read."""
+        return position / num_tokens
 
     def token_noise(self, seeds: Sequence[int]) -> Tensor:
         """Uniform numbers [B, num_tokens, draws_per_token], a function of each row's seed; token t reads [:, t]."""
@@ -214,7 +223,7 @@ class Rollout:
     ) -> None:
         self.model, self.sampling = model, sampling
         self.num_rows = len(condition)
-        self.length = 0
+        self.length = self._num_given = 0
         self.token_forwards = 0
         shape = (self.num_rows, model.num_tokens)
         self._ids = torch.zeros(shape, dtype=torch.int64, device=model.device)
@@ -328,6 +337,7 @@ class Rollout:
         other._hidden = None if self._hidden is None else self._hidden.clone()
         return other
 
+    @torch.no_grad()
     def append(self, drawn: Drawn) -> None:
         """Every row goes on with this token [B]."""
         self._ids[:, self.length] = drawn.indices
@@ -335,6 +345,10 @@ class Rollout:
         self._log_probs[1, :, self.length] = drawn.draw_log_probs
         self.length += 1
         self._hidden = None  # read when a further token is wanted, so the last one never is
+        if self.length == self._num_given + 1:
+            given = self._doubled(self._ids[:, : self._num_given])
+            with evaluating(self.model):
+                self.token_forwards += len(given) * self.model.after_first_draw(given, self._cache)
 
     def _split(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """The conditional states, and those under the null condition where there are."""
@@ -347,10 +361,13 @@ class Rollout:
         return self._hidden
 
     def _read(self, ids: Tensor, start: int) -> Tensor:
-        if self.sampling.guided:
-            ids = torch.cat([ids, ids])  # both halves read the same tokens, in one batched pass
+        ids = self._doubled(ids)
         self.token_forwards += ids.numel()
         return self.model.read_tokens(ids, start, self._cache)
+
+    def _doubled(self, ids: Tensor) -> Tensor:
+        """For both halves of guidance, which read the same tokens, in one batched pass."""
+        return torch.cat([ids, ids]) if self.sampling.guided else ids
 
     def _start_from(self, prefix: Tensor) -> None:
         """All but the last prefix token is read here; the last one when a further token is wanted."""
@@ -360,5 +377,5 @@ class Rollout:
             if prefix.shape[1] > 1:
                 states = torch.cat([states, self._read(prefix[:, :-1], 0)], dim=1)
             self._log_probs[0, :, : prefix.shape[1]] = self.model.score_tokens(states[: self.num_rows], prefix)
-        self.length = prefix.shape[1]
+        self.length = self._num_given = prefix.shape[1]
         self._hidden = None

@@ -35,9 +35,9 @@ class FlexARSampling(SamplingConfig):
     """How FlexAR's tokens are drawn.
 
     Attributes:
-        shipped_null: guide by class as the released code does: after the first token its half without a class has class 0
-            (tench), for it writes over the mark of "no class". Off, that half never has a class, as is meant. On
-            reproduces samples of the released class models; of a given prefix all tokens count. No matter with captions.
+        shipped_null: guide by class as the released code does: after the first token that is drawn, its half without a class has
+            class 0 (tench), for it writes over the mark of "no class". Off, that half never has a class, as is meant. On
+            reproduces samples of the released class models. No matter with captions.
     """
 
     shipped_null: bool = False
@@ -51,12 +51,14 @@ class TextConfig:
         model: the text encoder, of which the checkpoint has no weights: its name for transformers, or ``tiny`` for a small one
             (64 channels) of random weights, which tells captions apart and no more.
         width: of its states.
+        out_width: to which an MLP brings them, for the blocks to read; None is the transformer's.
         length: captions are cut at this many of its tokens.
-        activation, bias: of the MLP that brings its states to the transformer's width.
+        activation, bias: of that MLP.
     """
 
     model: str = "google/flan-t5-xl"
     width: int = 2048
+    out_width: int | None = None
     length: int = 128
     activation: Activation = "gelu_tanh"
     bias: bool = False
@@ -155,7 +157,7 @@ class FlexAR(SoftmaxGenerator):
         self.text = None
         if text is not None:
             self.text = ActivationMlp(
-                text.width, text.width, out_width=width, activation=text.activation, bias=text.bias
+                text.width, text.width, out_width=text.out_width or width, activation=text.activation, bias=text.bias
             )
         self.start_embed = nn.Parameter(torch.empty(1, 1, width))
         self.token_embed = nn.Embedding(config.vocab_size, width)
@@ -171,6 +173,7 @@ class FlexAR(SoftmaxGenerator):
                 width,
                 attention=config.attention,
                 reading=config.reading if text else None,
+                text_width=text.out_width if text else None,
                 norm=config.norm,
                 mlp=config.mlp,
                 hidden_width=config.mlp_width,
@@ -300,13 +303,18 @@ class FlexAR(SoftmaxGenerator):
         return self._advance(self._embed_start(condition), cache)[:, -1]
 
     def read_tokens(self, ids: Tensor, start: int, cache: KVCache) -> Tensor:
-        x = self.token_embed(ids)
-        if start == 0 and "labels" in cache.context:  # see FlexARSampling: the start is read again, as another one
-            labels = cache.context.pop("labels")
-            cache.truncate(0)
-            start_again = self._embed_start(labels.masked_fill(labels == _NULL_THEN_FIRST, 0))
-            return self._advance(torch.cat([start_again, x], dim=1), cache)[:, 1:]
-        return self._advance(x, cache)
+        del start  # the cache knows
+        return self._advance(self.token_embed(ids), cache)
+
+    def after_first_draw(self, given: Tensor, cache: KVCache) -> int:
+        """See ``FlexARSampling``: all is read again, from a start of another class."""
+        labels = cache.context.pop("labels", None)
+        if labels is None:
+            return 0
+        cache.truncate(0)
+        start = self._embed_start(labels.masked_fill(labels == _NULL_THEN_FIRST, 0))
+        self._advance(torch.cat([start, self.token_embed(given)], dim=1), cache)
+        return cache.length
 
     def read_on(self, x: Tensor, cache: KVCache) -> Tensor:
         return self._run(x, cache.context if self.text is not None else None, cache)

@@ -122,14 +122,14 @@ class CausalAttention(_Attention):
 class TextAttention(_Attention):
     """Of every position to a text, whose keys and values are computed once."""
 
-    def __init__(self, width: int, config: AttentionConfig) -> None:
+    def __init__(self, width: int, text_width: int, config: AttentionConfig) -> None:
         super().__init__(width, config)
         self.query = nn.Linear(width, width, bias=config.qkv_bias)
-        self.key = nn.Linear(width, width, bias=config.qkv_bias)
-        self.value = nn.Linear(width, width, bias=config.qkv_bias)
+        self.key = nn.Linear(text_width, width, bias=config.qkv_bias)
+        self.value = nn.Linear(text_width, width, bias=config.qkv_bias)
 
     def read(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """The text's keys and values, [B, m, D] -> twice [B, heads, m, D / heads]."""
+        """The text's keys and values, [B, m, text_width] -> twice [B, heads, m, D / heads]."""
         return self.key_norm(self.heads(self.key(text))), self.heads(self.value(text))
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -164,6 +164,7 @@ class FlexARBlock(nn.Module):
         *,
         attention: AttentionConfig,
         reading: AttentionConfig | None,
+        text_width: int | None = None,
         norm: NormConfig,
         mlp: Activation | Literal["swiglu"],
         hidden_width: int,
@@ -173,7 +174,7 @@ class FlexARBlock(nn.Module):
         self.norm1 = norm.make(width)
         self.attn = CausalAttention(width, attention)
         self.norm_read = norm.make(width) if reading else None
-        self.read = TextAttention(width, reading) if reading else None
+        self.read = TextAttention(width, text_width or width, reading) if reading else None
         self.norm2 = norm.make(width)
         self.mlp = (
             SwiGlu(width, hidden_width, bias=mlp_bias)

@@ -205,9 +205,9 @@ class Gpt(ClassConditions, SoftmaxGenerator):
                     std /= math.sqrt(2 * self.config.depth)
                 nn.init.normal_(parameter, std=std if local else _INIT_STD)
 
-    def progress(self, position: int) -> float:
+    def progress(self, position: int, num_tokens: int) -> float:
         """0 at the first token, 1 at the last, as the published schedules count."""
-        return position / max(1, self.num_tokens - 1)
+        return position / max(1, num_tokens - 1)
 
     def sampling_at(self, sampling: SamplingConfig, position: int) -> SamplingConfig:
         """The first token has the full scale under every schedule, as published."""

@@ -39,6 +39,8 @@ class SamplingConfig:
         cfg_power: of ``power_cosine`` and ``flipped_cosine``: larger ones rise later.
         cfg_start, cfg_end: outside this part of the course, in [0, 1], the scale is ``cfg_floor``.
         cfg_floor: the scale where the schedule has its zero; 1 is no guidance there.
+        cfg_tokens: of generators in order: the schedule runs its course in so many tokens. 0 is all that a row can have, whatever
+            length is asked for, so that a row's first tokens do not depend on how many there will be.
     """
 
     temperature: float = 1.0
@@ -51,6 +53,7 @@ class SamplingConfig:
     cfg_start: float = 0.0
     cfg_end: float = 1.0
     cfg_floor: float = 1.0
+    cfg_tokens: int = 0
 
     def __post_init__(self) -> None:
         checks = {
@@ -64,6 +67,10 @@ class SamplingConfig:
             "cfg_start": (0.0 <= self.cfg_start <= 1.0, "from 0 to 1"),
             "cfg_end": (self.cfg_start <= self.cfg_end <= 1.0, "from cfg_start to 1"),
             "cfg_floor": (0.0 <= self.cfg_floor < float("inf"), "0 or more"),
+            "cfg_tokens": (
+                self.cfg_tokens >= 0 and int(self.cfg_tokens) == self.cfg_tokens,
+                "a whole number, 0 (all) or more",
+            ),
         }
         for name, (good, wanted) in checks.items():
             if not good:
@@ -76,8 +83,9 @@ class SamplingConfig:
 
     @property
     def guided(self) -> bool:
-        """Whether the null condition is computed too."""
-        return self.cfg_scale != 1.0
+        """Whether the null condition is computed too: the scale is not 1 all along."""
+        leaves_top = self.cfg_schedule != "constant" or self.cfg_start > 0.0 or self.cfg_end < 1.0
+        return self.cfg_scale != 1.0 or (leaves_top and self.cfg_floor != 1.0)
 
     def scale_at(self, progress: float) -> float:
         """The guidance scale when this share of the generation is done, in [0, 1].
@@ -101,9 +109,13 @@ class SamplingConfig:
         return self.cfg_floor + (self.cfg_scale - self.cfg_floor) * shape
 
     def at(self: Self, progress: float) -> Self:
-        """These settings with the guidance scale of this moment."""
+        """These settings with the guidance scale of this moment, and no other."""
         scale = self.scale_at(progress)
-        return self if scale == self.cfg_scale else dataclasses.replace(self, cfg_scale=scale)
+        if scale == self.cfg_scale:
+            return self
+        return dataclasses.replace(
+            self, cfg_scale=scale, cfg_schedule="constant", cfg_start=0.0, cfg_end=1.0, cfg_floor=1.0
+        )
 
     def updated(self: Self, **changes: Any) -> Self:
         """A copy with the changes that are not None.

@@ -78,7 +78,7 @@ class SkipTransformer(nn.Module):
         super().__init__()
 
         def block() -> TransformerBlock:
-            return TransformerBlock(width, num_heads, mlp_ratio=hidden_width / width, qkv_bias=False)
+            return TransformerBlock(width, num_heads, hidden_width=hidden_width, qkv_bias=False)
 
         self.in_blocks = nn.ModuleList(block() for _ in range(depth // 2))
         self.mid_block = block()

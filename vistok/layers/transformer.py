@@ -69,13 +69,20 @@ class TransformerBlock(nn.Module):
     """x += attention(norm1(x)); x += mlp(norm2(x))."""
 
     def __init__(
-        self, width: int, num_heads: int, *, mlp_ratio: float = 4.0, norm_eps: float = 1e-5, qkv_bias: bool = True
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        hidden_width: int | None = None,
+        norm_eps: float = 1e-5,
+        qkv_bias: bool = True,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = SelfAttention(width, num_heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, int(width * mlp_ratio) if hidden_width is None else hidden_width)
 
     def forward(self, x: Tensor, *, keep: slice = slice(None), mask: Tensor | None = None) -> Tensor:
         """[B, L, D] -> [B, L', D], computing only the positions ``keep``; ``mask`` as in ``SelfAttention``."""
