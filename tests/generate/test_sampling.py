@@ -138,7 +138,9 @@ def test_guidance_keeps_to_its_window_and_starts_from_its_floor() -> None:
     assert [window.scale_at(progress) for progress in (0.1, 0.2, 0.5, 0.6)] == [1.0, 4.0, 4.0, 1.0]
     assert SamplingConfig(cfg_scale=13.0, cfg_schedule="power_cosine", cfg_floor=2.0).scale_at(0.0) == 2.0
     assert SamplingConfig(cfg_scale=13.0, cfg_schedule="power_cosine", cfg_power=3.0).scale_at(0.5) < 2.0
-    assert window.at(0.3) is window and window.at(0.9).cfg_scale == 1.0
+    assert window.at(0.3) == SamplingConfig(cfg_scale=4.0) and not window.at(0.9).guided
+    steady = SamplingConfig(cfg_scale=4.0, cfg_floor=3.0)
+    assert steady.at(0.3) is steady
 
 
 def test_a_schedule_that_only_ends_or_begins_at_1_is_guided() -> None:

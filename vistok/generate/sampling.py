@@ -84,8 +84,11 @@ class SamplingConfig:
     @property
     def guided(self) -> bool:
         """Whether the null condition is computed too: the scale is not 1 all along."""
-        leaves_top = self.cfg_schedule != "constant" or self.cfg_start > 0.0 or self.cfg_end < 1.0
-        return self.cfg_scale != 1.0 or (leaves_top and self.cfg_floor != 1.0)
+        return self.cfg_scale != 1.0 or (self._scale_changes and self.cfg_floor != 1.0)
+
+    @property
+    def _scale_changes(self) -> bool:
+        return self.cfg_schedule != "constant" or self.cfg_start > 0.0 or self.cfg_end < 1.0
 
     def scale_at(self, progress: float) -> float:
         """The guidance scale when this share of the generation is done, in [0, 1].
@@ -110,12 +113,10 @@ class SamplingConfig:
 
     def at(self: Self, progress: float) -> Self:
         """These settings with the guidance scale of this moment, and no other."""
-        scale = self.scale_at(progress)
-        if scale == self.cfg_scale:
+        if not self._scale_changes:
             return self
-        return dataclasses.replace(
-            self, cfg_scale=scale, cfg_schedule="constant", cfg_start=0.0, cfg_end=1.0, cfg_floor=1.0
-        )
+        constant = {"cfg_schedule": "constant", "cfg_start": 0.0, "cfg_end": 1.0, "cfg_floor": 1.0}
+        return dataclasses.replace(self, cfg_scale=self.scale_at(progress), **constant)
 
     def updated(self: Self, **changes: Any) -> Self:
         """A copy with the changes that are not None.
