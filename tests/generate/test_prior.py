@@ -16,6 +16,8 @@ from vistok.entropy import FrequencyTable
 from vistok.errors import TokenFileError, VistokError
 from vistok.generate import DigitAR, DigitARConfig
 from vistok.generate import prior as module
+from vistok.generate.flexar import FlexAR, FlexARConfig, TextConfig
+from vistok.generate.flexar_blocks import AttentionConfig
 from vistok.generate.gpt import Gpt, GptConfig
 from vistok.generate.prior import LearnedPrior
 from vistok.token_file import TokenFile, TokenWriter
@@ -151,6 +153,11 @@ def test_generators_that_are_no_priors_are_refused() -> None:
     always = DigitAR(DigitARConfig(width=16, depth=1, num_heads=2, class_dropout=0.0))
     with pytest.raises(VistokError, match="always saw its condition"):
         LearnedPrior(always)
+    reads = FlexAR(
+        FlexARConfig(width=32, depth=1, attention=AttentionConfig(2), reading=AttentionConfig(2), text=TextConfig())
+    )
+    with pytest.raises(VistokError, match="reads captions by a text encoder"):
+        LearnedPrior(reads)
     with pytest.raises(VistokError, match="autoregressive"):
         LearnedPrior(torch.nn.Linear(2, 2))
     with pytest.raises(VistokError, match="levels"):

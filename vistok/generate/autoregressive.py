@@ -36,6 +36,11 @@ class AutoregressiveGenerator(Generator):
         return False
 
     @property
+    def reads_features(self) -> bool:
+        """Whether another network computes what it reads as a condition, also as the null condition."""
+        return False
+
+    @property
     @abstractmethod
     def draws_per_token(self) -> int:
         """How many random numbers a token takes."""

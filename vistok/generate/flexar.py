@@ -204,6 +204,10 @@ class FlexAR(SoftmaxGenerator):
     def conditional(self) -> bool:
         return self.config.num_classes > 0 or self.config.text is not None
 
+    @property
+    def reads_features(self) -> bool:
+        return self.config.text is not None
+
     def no_weight_decay(self) -> tuple[str, ...]:
         return ("pos_embed", "start_embed", "class_embed.*", "token_embed.*")
 

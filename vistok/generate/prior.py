@@ -38,7 +38,8 @@ class LearnedPrior(EntropyCoder):
     Args:
         generator: an autoregressive one; it is copied, in double precision, to the CPU.
     Raises:
-        VistokError: a generator of another kind, or one that was never without its condition in training.
+        VistokError: a generator of another kind, one that was never without its condition in training, or one that reads
+            features.
     """
 
     def __init__(self, generator: AutoregressiveGenerator) -> None:
@@ -51,6 +52,11 @@ class LearnedPrior(EntropyCoder):
             raise VistokError(
                 f"{generator.name or generator.family} always saw its condition in training, so it knows no tokens without "
                 "one; train with class_dropout"
+            )
+        if generator.reads_features:
+            raise VistokError(
+                f"{generator.name or generator.family} reads captions by a text encoder, whose numbers are not the same on every "
+                "machine, so what it coded could not be decoded on another; take a generator of classes, or of no condition"
             )
         self.generator = copy.deepcopy(generator).to(device="cpu", dtype=torch.float64).eval()
         self.title = generator.name or generator.family
