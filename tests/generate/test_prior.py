@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from vistok.generate.flexar import FlexAR, FlexARConfig, TextConfig
 from vistok.generate.flexar_blocks import AttentionConfig
 from vistok.generate.gpt import Gpt, GptConfig
 from vistok.generate.prior import LearnedPrior
+from vistok.generate.sampling import SamplingConfig
 from vistok.token_file import TokenFile, TokenWriter
 from vistok.tokens import Tokens
 
@@ -95,6 +97,18 @@ def test_the_model_must_be_the_very_same(tmp_path: Path) -> None:
     for given_prior, words in ((None, "none was given"), (LearnedPrior(other), "the one given is")):
         with pytest.raises(TokenFileError, match=words):
             TokenFile.open(tmp_path / "a.vtk", prior=given_prior)
+
+
+def test_how_a_model_is_sampled_does_not_change_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the name of its tokenizer; what its distributions depend on does."""
+    model = generator()
+    before = LearnedPrior(model).hash
+    model.config = replace(
+        model.config, sampling=SamplingConfig(temperature=0.5), tokenizer_model="x", class_dropout=0.3
+    )
+    assert LearnedPrior(model).hash == before
+    model.config = replace(model.config, num_heads=4)  # the same weights, read in another way
+    assert LearnedPrior(model).hash != before
 
 
 @pytest.mark.parametrize("noise", [1e-12, 1e-10])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from decimal import Decimal, getcontext, localcontext
 from functools import cache, cached_property
 from typing import Any
@@ -19,12 +20,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vistok.config import to_dict
 from vistok.entropy import EntropyCoder, weights_model
 from vistok.errors import VistokError
 from vistok.generate.autoregressive import AutoregressiveGenerator
 from vistok.generate.base import evaluating
 
-_VERSION = 1
+_VERSION = 2
+# Of a generator's configuration, what says nothing of the distribution of tokens.
+_NOT_COUNTED = (
+    "sampling",
+    "class_names",
+    "tokenizer_family",
+    "tokenizer_model",
+    "tokenizer_hash",
+    "dropout",
+    "class_dropout",
+)
 _STEPS = 64  # grid points a nat
 _WEIGHT_BITS = 22  # of the likeliest value; what is less likely than 2^-22 of it has the weight 1
 # Double precision differs by some 1e-13 between machines; a thousand times more is still rare to meet.
@@ -66,8 +78,18 @@ class LearnedPrior(EntropyCoder):
 
     @cached_property
     def hash(self) -> str:
-        """Of every bit of the weights, and of how they are made numbers of."""
-        digest = hashlib.sha256(f"{_VERSION}/{self.generator.family}/{self.generator.config}".encode())
+        """Of every bit of the weights, and of how they are made numbers of.
+
+        Only differences from a family's default configuration count, so that an option that a later version adds changes nothing.
+        """
+        config = self.generator.config
+        default = to_dict(type(config)())
+        counted = {
+            name: value
+            for name, value in sorted(to_dict(config).items())
+            if name not in _NOT_COUNTED and value != default[name]
+        }
+        digest = hashlib.sha256(f"{_VERSION}/{self.generator.family}/{json.dumps(counted)}".encode())
         for name, tensor in sorted(self.generator.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
