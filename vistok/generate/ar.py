@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from vistok.errors import ConfigError, VistokError, nearest
 from vistok.generate.autoregressive import AutoregressiveGenerator
 from vistok.generate.base import class_labels, evaluating
-from vistok.generate.checks import check_config
+from vistok.generate.config import GeneratorConfig, check_config
 from vistok.generate.digits import DigitCode, DigitEmbedding, DigitHead
 from vistok.generate.kv_cache import KVCache
 from vistok.generate.sampling import Drawn, SamplingConfig, uniform_of
@@ -38,7 +38,7 @@ _MAX_TEXT = 16  # words of a text that are read
 
 
 @dataclass(frozen=True)
-class DigitARConfig:
+class DigitARConfig(GeneratorConfig):
     """Configuration of ``DigitAR``.
 
     Attributes:
@@ -56,7 +56,6 @@ class DigitARConfig:
             class.
         words: these words.
         sampling: the defaults of ``generate``.
-        tokenizer_family, tokenizer_model, tokenizer_hash: of the tokenizer whose tokens it was trained on.
     """
 
     codebook_size: int | tuple[int, ...] = (8, 8, 8, 8)
@@ -74,9 +73,6 @@ class DigitARConfig:
     text_share: float = 0.5
     words: tuple[str, ...] = ()
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    tokenizer_family: str = ""
-    tokenizer_model: str = ""
-    tokenizer_hash: str = ""
 
     def __post_init__(self) -> None:
         check_config(

@@ -259,14 +259,7 @@ class Rollout:
 
     def tokens(self) -> Tokens:
         """The rows so far, as ``Tokens`` of the model's tokenizer."""
-        config = self.model.config
-        return Tokens(
-            ids=self.ids.clone(),
-            codebook_size=self.model.codebook_size,
-            family=config.tokenizer_family,
-            model=config.tokenizer_model,
-            weight_hash=config.tokenizer_hash,
-        )
+        return self.model.as_tokens(self.ids.clone())
 
     @torch.no_grad()
     def fan_out(self, num: int, noise: Tensor, *, replacement: bool = True) -> None:

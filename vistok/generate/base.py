@@ -207,6 +207,17 @@ class Generator(PretrainedModel, ABC):
     ) -> GenerationResult:
         """``generate`` after its arguments were checked; ``seeds`` has ``len(condition) * num`` entries."""
 
+    def as_tokens(self, values: Tensor) -> Tokens:
+        """Ids [B, L], or latents [B, L, C], as tokens of the tokenizer that this model was trained with."""
+        config = self.config
+        return Tokens(
+            **{"latents" if self.continuous else "ids": values},
+            codebook_size=self.codebook_size,
+            family=config.tokenizer_family,
+            model=config.tokenizer_model,
+            weight_hash=config.tokenizer_hash,
+        )
+
     def check_tokens(self, tokens: Tokens) -> None:
         """Raise a ``VistokError`` unless these tokens are of this model's kind."""
         if tokens.is_continuous != self.continuous or tokens.codebook_size not in (None, self.codebook_size):

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vistok.errors import ConfigError, VistokError
 from vistok.generate.base import class_labels
-from vistok.generate.checks import check_config, check_heads, vocabulary_size
+from vistok.generate.config import GeneratorConfig, check_config, check_heads
 from vistok.generate.flexar_blocks import Activation, ActivationMlp, AttentionConfig, FlexARBlock, NormConfig
 from vistok.generate.kv_cache import KVCache
 from vistok.generate.sampling import SamplingConfig
@@ -65,7 +65,7 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class FlexARConfig:
+class FlexARConfig(GeneratorConfig):
     """Configuration of ``FlexAR``.
 
     Attributes:
@@ -87,7 +87,6 @@ class FlexARConfig:
         head_bias: whether the head has a bias.
         class_dropout: the share of training rows whose class or caption is hidden, so that guidance works.
         sampling: the defaults of ``generate``.
-        tokenizer_family, tokenizer_model, tokenizer_hash: of the tokenizer whose tokens it was trained on.
     """
 
     codebook_size: int | tuple[int, ...] = (8, 8, 8, 5, 5, 5)
@@ -109,9 +108,6 @@ class FlexARConfig:
     head_bias: bool = False
     class_dropout: float = 0.1
     sampling: FlexARSampling = field(default_factory=FlexARSampling)
-    tokenizer_family: str = ""
-    tokenizer_model: str = ""
-    tokenizer_hash: str = ""
 
     def __post_init__(self) -> None:
         check_config(
@@ -127,11 +123,6 @@ class FlexARConfig:
             raise ConfigError(f"a sincos table has a width of a multiple of four, got {self.width}")
         for attention in (self.attention, self.reading) if self.text else (self.attention,):
             check_heads(self.width, attention.num_heads)
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids."""
-        return vocabulary_size(self.codebook_size)
 
     @property
     def mlp_width(self) -> int:

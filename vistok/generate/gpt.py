@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vistok.errors import ConfigError
 from vistok.generate.base import evaluating
-from vistok.generate.checks import check_config, vocabulary_size
 from vistok.generate.class_conditions import ClassConditions
+from vistok.generate.config import GeneratorConfig, check_config
 from vistok.generate.kv_cache import KVCache, causal_attention
 from vistok.generate.sampling import SamplingConfig
 from vistok.generate.softmax import SoftmaxGenerator
@@ -32,7 +32,7 @@ _TERMS = 6  # of modulation: shift, scale and gate of attention, then of the MLP
 
 
 @dataclass(frozen=True)
-class GptConfig:
+class GptConfig(GeneratorConfig):
     """Configuration of ``Gpt``.
 
     Attributes:
@@ -49,7 +49,6 @@ class GptConfig:
         class_dropout: the share of training rows whose class is hidden, so that guidance works.
         init: ``published``, or ``local``: weights as large as their inputs want, which small ones need to start.
         sampling: the defaults of ``generate``.
-        tokenizer_family, tokenizer_model, tokenizer_hash: of the tokenizer whose tokens it was trained on.
     """
 
     codebook_size: int | tuple[int, ...] = 16384
@@ -67,9 +66,6 @@ class GptConfig:
     class_dropout: float = 0.1
     init: Literal["published", "local"] = "published"
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    tokenizer_family: str = ""
-    tokenizer_model: str = ""
-    tokenizer_hash: str = ""
 
     def __post_init__(self) -> None:
         check_config(
@@ -82,11 +78,6 @@ class GptConfig:
                 f"rotary_2d wants a square number of tokens and heads of a multiple of four, got num_tokens "
                 f"{self.num_tokens} and heads of {self.width // self.num_heads}; positions: learned takes any"
             )
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids."""
-        return vocabulary_size(self.codebook_size)
 
     @property
     def mlp_width(self) -> int:

@@ -224,12 +224,3 @@ class MaskedGenerator(Generator):
     def _for_rows(condition: Any, num_rows: int) -> Any:
         """One condition stands for all rows."""
         return condition if len(condition) == num_rows else condition[torch.zeros(num_rows, dtype=torch.int64)]
-
-    def _tokens(self, **content: Any) -> Tokens:
-        config = self.config
-        names = {
-            "family": config.tokenizer_family,
-            "model": config.tokenizer_model,
-            "weight_hash": config.tokenizer_hash,
-        }
-        return Tokens(**content, **names)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vistok.errors import ConfigError, VistokError
 from vistok.generate.base import GenerationResult
 from vistok.generate.captions import CaptionCondition, read_captions
-from vistok.generate.checks import check_heads, check_shares, vocabulary_size
+from vistok.generate.config import GeneratorConfig, check_heads, check_shares
 from vistok.generate.masked import (
     Filled,
     MaskedGenerator,
@@ -61,7 +61,7 @@ class MaskGenSampling(MaskedSamplingConfig):
 
 
 @dataclass(frozen=True)
-class MaskGenConfig:
+class MaskGenConfig(GeneratorConfig):
     """Configuration of ``MaskGen``.
 
     Attributes:
@@ -80,7 +80,6 @@ class MaskGenConfig:
         text_dropout: the share of training rows whose caption is hidden, so that guidance works.
         label_smoothing, unmasked_weight: of the loss of ids; what visible tokens count beside hidden ones.
         sampling: the defaults of ``generate``.
-        tokenizer_family, tokenizer_model, tokenizer_hash: of the tokenizer whose tokens it was trained on.
     """
 
     kind: Literal["vq", "kl"] = "vq"
@@ -102,9 +101,6 @@ class MaskGenConfig:
     label_smoothing: float = 0.1
     unmasked_weight: float = 0.1
     sampling: MaskGenSampling = field(default_factory=MaskGenSampling)
-    tokenizer_family: str = ""
-    tokenizer_model: str = ""
-    tokenizer_hash: str = ""
 
     def __post_init__(self) -> None:
         if (self.codebook_size is None) != (self.kind == "kl") or (self.kind == "vq" and self.vocab_size < 2):
@@ -123,11 +119,6 @@ class MaskGenConfig:
             raise ConfigError(f"unmasked_weight is from 0 to 1, got {self.unmasked_weight}")
         if not 0.0 < self.latent_scale < float("inf"):
             raise ConfigError(f"latent_scale is above 0, got {self.latent_scale}")
-
-    @property
-    def vocab_size(self) -> int:
-        """K, the number of different ids; 0 for latents."""
-        return vocabulary_size(self.codebook_size) if self.codebook_size else 0
 
 
 class MaskGen(MaskedGenerator):
@@ -292,11 +283,11 @@ class MaskGen(MaskedGenerator):
             orders = row_noise(seeds, (self.num_tokens,)).argsort(dim=-1).to(self.device)
             noise = row_normals(seeds, (sampling.diffusion_steps, self.num_tokens, self.config.code_dim))
             latents, passes = self.fill_latents(condition, orders, noise.transpose(0, 1).to(self.device), sampling)
-            tokens, scores = self._tokens(latents=latents), {}
+            tokens, scores = self.as_tokens(latents), {}
         else:
             filled = self.fill_ids(condition, RowNoise(seeds, self.device), sampling)
             passes = filled.passes
-            tokens = self._tokens(ids=filled.ids, codebook_size=self.codebook_size)
+            tokens = self.as_tokens(filled.ids)
             scores = {"log_probs": filled.log_probs, "draw_log_probs": filled.draw_log_probs}
         positions = self.num_tokens + condition.states.shape[1]
         return GenerationResult(tokens, tuple(seeds), passes * len(seeds) * positions, **scores)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from vistok.errors import ConfigError
 from vistok.generate.base import GenerationResult
-from vistok.generate.checks import check_config, vocabulary_size
 from vistok.generate.class_conditions import ClassConditions
+from vistok.generate.config import GeneratorConfig, check_config
 from vistok.generate.masked import (
     Filled,
     MaskedGenerator,
@@ -35,7 +35,7 @@ _INIT_STD = 0.02
 
 
 @dataclass(frozen=True)
-class MaskGitConfig:
+class MaskGitConfig(GeneratorConfig):
     """Configuration of ``MaskGit``.
 
     Attributes:
@@ -49,7 +49,6 @@ class MaskGitConfig:
         class_dropout: the share of training rows whose class is hidden, so that guidance works.
         label_smoothing, unmasked_weight: of the loss; what visible tokens count beside hidden ones.
         sampling: the defaults of ``generate``.
-        tokenizer_family, tokenizer_model, tokenizer_hash: of the tokenizer whose tokens it was trained on.
     """
 
     network: Network = "bert"
@@ -66,9 +65,6 @@ class MaskGitConfig:
     label_smoothing: float = 0.1
     unmasked_weight: float = 0.1
     sampling: MaskedSamplingConfig = field(default_factory=MaskedSamplingConfig)
-    tokenizer_family: str = ""
-    tokenizer_model: str = ""
-    tokenizer_hash: str = ""
 
     def __post_init__(self) -> None:
         if self.network not in get_args(Network):
@@ -82,11 +78,6 @@ class MaskGitConfig:
             raise ConfigError(f"the depth of a uvit is even, half of it before the middle; got {self.depth}")
         if not 0.0 <= self.unmasked_weight <= 1.0:
             raise ConfigError(f"unmasked_weight is from 0 to 1, got {self.unmasked_weight}")
-
-    @property
-    def vocab_size(self) -> int:
-        """K, the number of different ids."""
-        return vocabulary_size(self.codebook_size)
 
 
 class MaskGit(MaskedGenerator, ClassConditions):
@@ -192,7 +183,7 @@ class MaskGit(MaskedGenerator, ClassConditions):
         self._check_length(length)
         filled = self.fill_ids(condition.repeat_interleave(num), RowNoise(seeds, self.device), sampling)
         return GenerationResult(
-            tokens=self._tokens(ids=filled.ids, codebook_size=self.codebook_size),
+            tokens=self.as_tokens(filled.ids),
             seeds=tuple(seeds),
             token_forwards=filled.passes * len(seeds) * (self.num_tokens + 1),
             log_probs=filled.log_probs,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vistok.errors import ConfigError
-from vistok.generate.checks import check_config, vocabulary_size
 from vistok.generate.class_conditions import ClassConditions
+from vistok.generate.config import GeneratorConfig, check_config
 from vistok.generate.kv_cache import KVCache, causal_attention
 from vistok.generate.sampling import SamplingConfig, uniform_of, uniforms_of
 from vistok.generate.softmax import SoftmaxGenerator
@@ -32,7 +32,7 @@ _MEMO_BYTES = 2**28  # of modulation computed ahead
 
 
 @dataclass(frozen=True)
-class RarConfig:
+class RarConfig(GeneratorConfig):
     """Configuration of ``Rar``.
 
     Attributes:
@@ -47,7 +47,6 @@ class RarConfig:
         anneal_start, anneal_end: shares of the training until which, and from which on, all orders are random or raster.
         init: ``published``, or ``local``: weights as large as their inputs want, which small ones need to start.
         sampling: the defaults of ``generate``.
-        tokenizer_family, tokenizer_model, tokenizer_hash: of the tokenizer whose tokens it was trained on.
     """
 
     codebook_size: int | tuple[int, ...] = 1024
@@ -66,9 +65,6 @@ class RarConfig:
     anneal_end: float = 0.75
     init: str = "published"
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    tokenizer_family: str = ""
-    tokenizer_model: str = ""
-    tokenizer_hash: str = ""
 
     def __post_init__(self) -> None:
         check_config(
@@ -80,11 +76,6 @@ class RarConfig:
             raise ConfigError(f"0 <= anneal_start <= anneal_end <= 1; got {self.anneal_start}, {self.anneal_end}")
         if min(self.spare_positions, self.spare_slots) < 0 or self.init not in ("published", "local"):
             raise ConfigError("spare_positions and spare_slots are 0 or more, and init is published or local")
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids."""
-        return vocabulary_size(self.codebook_size)
 
 
 class RarBlock(nn.Module):

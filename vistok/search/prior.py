@@ -177,14 +177,7 @@ class GeneratorPrior(Prior):
         return result.tokens.to("cpu"), None if result.log_probs is None else result.log_probs.cpu()
 
     def tokens(self, data: Tensor) -> Tokens:
-        config = self.generator.config
-        return Tokens(
-            **{"latents" if data.is_floating_point() else "ids": data},
-            codebook_size=self.codebook_size,
-            family=config.tokenizer_family,
-            model=config.tokenizer_model,
-            weight_hash=config.tokenizer_hash,
-        )
+        return self.generator.as_tokens(data)
 
     def _given(self, conditions: Sequence[Any]) -> list[Any]:
         return list(conditions) if self.conditional else [None] * len(conditions)

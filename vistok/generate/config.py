@@ -1,17 +1,32 @@
-"""What the configurations of all generators are checked for."""
+"""What the configurations of all generators have, and what they are checked for."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vistok.errors import ConfigError
 
 
-def vocabulary_size(codebook_size: int | tuple[int, ...]) -> int:
-    """K, the number of different ids, of a codebook's size or of the factors of which it is the product."""
-    return math.prod(codebook_size) if isinstance(codebook_size, tuple) else codebook_size
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """What every generator's configuration has besides its ``codebook_size``.
+
+    Attributes:
+        tokenizer_family, tokenizer_model, tokenizer_hash: of the tokenizer whose tokens it was trained on.
+    """
+
+    tokenizer_family: str = ""
+    tokenizer_model: str = ""
+    tokenizer_hash: str = ""
+
+    @property
+    def vocab_size(self) -> int:
+        """K, the number of different ids; 0 for latents."""
+        size = self.codebook_size
+        return math.prod(size) if isinstance(size, tuple) else size or 0
 
 
 def check_config(config: Any, *, sizes: Sequence[str], shares: Sequence[str]) -> None:
