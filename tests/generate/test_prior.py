@@ -87,6 +87,20 @@ def test_a_prior_that_knows_takes_fewer_bytes(tmp_path: Path) -> None:
     assert np.abs(learned.sizes - expected - 2.5).max() < 1.5
 
 
+def test_a_prior_that_expects_something_else_costs_little(tmp_path: Path) -> None:
+    """Its tokens are told to be coded without it, which soon is what is expected."""
+    model = generator()
+    with torch.no_grad():
+        model.head.out_weight.mul_(20.0)
+    surprising = Tokens(torch.randint(60, (30, 20), generator=torch.Generator().manual_seed(1)), codebook_size=LEVELS)
+    learned = written(surprising, tmp_path / "learned.vtk", LearnedPrior(model))
+    bits = -model.log_prob(surprising) / math.log(2)
+    assert float(bits.mean()) > 8 * 40  # as the model alone would have it
+    assert learned.read_all().ids.tolist() == surprising.ids.tolist()
+    packed = written(surprising, tmp_path / "packed.vtk", None)
+    assert learned.sizes.mean() < packed.sizes.mean() + 4
+
+
 def test_the_model_must_be_the_very_same(tmp_path: Path) -> None:
     model = generator()
     tokens = drawn(model, 3)

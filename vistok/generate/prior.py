@@ -4,7 +4,8 @@ Both sides must count with the very same numbers, on every machine, and floating
 So the model runs in double precision, its logits are rounded to a grid, and from there on all is
 whole numbers. A logit that lies so near to the middle between two grid points that another machine might round it the
 other way is told from the rest by the encoder, which says so in the stream (a flag that costs next to nothing
-where it is not needed) and codes that token without the model.
+where it is not needed) and codes that token without the model. So it does with tokens that the model did not expect at all: an
+image that the model knows nothing of takes little more than its plain ids.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from decimal import Decimal, getcontext, localcontext
 from functools import cache, cached_property
 from typing import Any
@@ -41,7 +43,8 @@ _STEPS = 64  # grid points a nat
 _WEIGHT_BITS = 22  # of the likeliest value; what is less likely than 2^-22 of it has the weight 1
 # Double precision differs by some 1e-13 between machines; a thousand times more is still rare to meet.
 _UNSURE = 1e-8  # grid steps
-_FLAG_WEIGHTS = np.array([(1 << 22) - 1, 1])
+# Of the flag that a token is coded without the model, among this image's tokens so far: first 1 in 256, then as it happens.
+_FIRST_FLAGS, _FLAG_GAIN = (255, 1), 64
 
 
 class LearnedPrior(EntropyCoder):
@@ -113,19 +116,23 @@ class LearnedPrior(EntropyCoder):
     def write_block(self, encoder: Any, ids: np.ndarray, start: int, end: int, state: _Pass) -> None:
         for position in range(start, end):
             parts = state.parts(position)
-            sure = all(part.sure for part in parts)
-            encoder.encode(int(not sure), _flag_model())
+            plain = not all(part.sure for part in parts) or state.flags.cost(True) + sum(
+                part.flat_bits for part in parts
+            ) < state.flags.cost(False) + sum(part.bits for part in parts)
+            encoder.encode(int(plain), state.flags.model)
+            state.flags.count(plain)
             for part in parts:
-                encoder.encode(part.digit, part.model if sure else part.flat)
+                encoder.encode(part.digit, part.flat if plain else part.model)
 
     def read_block(self, decoder: Any, start: int, end: int, state: _Pass) -> np.ndarray:
         out = []
         for position in range(start, end):
-            unsure = int(decoder.decode(_flag_model()))
+            plain = bool(decoder.decode(state.flags.model))
+            state.flags.count(plain)
             digits: list[int] = []
             while len(digits) < len(state.factors):
                 part = state.part(position, digits)
-                digits.append(int(decoder.decode(part.flat if unsure else part.model)))
+                digits.append(int(decoder.decode(part.flat if plain else part.model)))
             out.append(state.take(digits))
         return np.array(out, dtype=np.int64)
 
@@ -156,6 +163,37 @@ class _Part:
         """All values alike."""
         return weights_model(np.ones(len(self._rounded), dtype=np.int64))
 
+    @property
+    def bits(self) -> float:
+        """What the digit takes with the model."""
+        weights = _weights()[self._rounded]
+        return math.log2(int(weights.sum()) / int(weights[self.digit]))
+
+    @property
+    def flat_bits(self) -> float:
+        """What it takes without."""
+        return math.log2(len(self._rounded))
+
+
+class _Flags:
+    """Which tokens of an image were coded without the model so far, and what the next one's flag is expected to be."""
+
+    def __init__(self) -> None:
+        self._weights = list(_FIRST_FLAGS)
+
+    @property
+    def model(self) -> Any:
+        """The range coder's."""
+        return _flag_model(*self._weights)
+
+    def cost(self, plain: bool) -> float:
+        """Bits of a flag."""
+        return math.log2(sum(self._weights) / self._weights[plain])
+
+    def count(self, plain: bool) -> None:
+        """Of the token that comes."""
+        self._weights[plain] += _FLAG_GAIN
+
 
 @torch.no_grad()
 def _known_parts(generator: AutoregressiveGenerator, ids: Tensor) -> list[list[_Part]]:
@@ -184,10 +222,12 @@ class _Pass:
 
     Attributes:
         factors: values of each factor of a token that the model tells apart.
+        flags: of the tokens so far.
     """
 
     def __init__(self, generator: AutoregressiveGenerator, known: list[list[_Part]] | None = None) -> None:
         self.generator, self.factors = generator, generator.token_factors
+        self.flags = _Flags()
         self._known, self._hidden = known, None
         if known is None:
             with torch.no_grad(), evaluating(generator):
@@ -223,8 +263,8 @@ class _Pass:
 
 
 @cache
-def _flag_model() -> Any:
-    return weights_model(_FLAG_WEIGHTS)
+def _flag_model(*weights: int) -> Any:
+    return weights_model(np.array(weights))
 
 
 @cache
