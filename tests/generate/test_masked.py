@@ -16,7 +16,7 @@ from vistok.convert import recognise
 from vistok.convert.maskgit import published_sampling
 from vistok.errors import ConfigError, VistokError
 from vistok.generate.captions import CaptionCondition
-from vistok.generate.masked import MaskedSamplingConfig, RowNoise, fill_ids, masked_counts, masks_of
+from vistok.generate.masked import MaskedSamplingConfig, RowNoise, fill_ids, gumbel, masked_counts, masks_of
 from vistok.generate.maskgen import MaskGen, MaskGenConfig, MaskGenSampling
 from vistok.generate.maskgit import MaskGit, MaskGitConfig
 from vistok.hub import convert_state, from_pretrained, save_published, to_published
@@ -126,12 +126,27 @@ def test_one_run_by_hand() -> None:
         seen.append((ids.tolist(), masked.tolist(), guided))
         return logits, None
 
-    noise = RowNoise([7], torch.device("cpu"))
+    noise = RowNoise([7], 3, 2, torch.device("cpu"))
     filled = fill_ids(read, torch.ones(1, 3, dtype=torch.bool), noise, MaskedSamplingConfig(steps=2, temperature=0.0))
     # After half of the steps arccos(1/2) = 60 of 90 degrees stay hidden: two of three, the least sure ones.
     assert seen[1] == ([[1, 0, 1]], [[False, True, True]], False)
     assert filled.ids.tolist() == [[1, 0, 1]] and filled.passes == 2
     assert torch.allclose(filled.log_probs, logits.log_softmax(-1).gather(-1, filled.ids[..., None])[..., 0])
+
+
+@pytest.mark.parametrize("size", [0.5, 3.0])
+def test_one_number_a_token_draws_as_gumbel_noise_on_every_logit(size: float) -> None:
+    logits = torch.tensor([2.0, 0.0, -1.0, 1.0, float("-inf")]).expand(200, 100, 5)
+    noise = RowNoise(range(200), 100, 2, torch.device("cpu"))
+    expected = (logits[0, 0] / size).softmax(-1)
+    uniforms = torch.rand(logits.shape, generator=torch.Generator().manual_seed(0))
+    for drawn in (noise.draw(logits, size), noise.draw(logits, size), (logits + size * gumbel(uniforms)).argmax(-1)):
+        share = torch.bincount(drawn.flatten(), minlength=5) / drawn.numel()
+        torch.testing.assert_close(share, expected, atol=0.012, rtol=0.0)
+    again = RowNoise(range(5, 6), 100, 2, torch.device("cpu"))
+    first = RowNoise(range(200), 100, 2, torch.device("cpu")).draw(logits, size)
+    assert torch.equal(again.draw(logits[:1], size)[0], first[5])
+    assert again.keep().shape == (1, 100)
 
 
 @given(num_tokens=st.integers(1, 300), steps=st.integers(1, 80))

@@ -17,6 +17,8 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from vistok.generate.masked import gumbel
+
 
 @dataclass
 class Result:
@@ -133,13 +135,21 @@ class GoldenCase:
         )
 
 
-def step_draws(case: GoldenCase, step: dict[str, Any]) -> Callable[..., Tensor]:
-    """The stored uniform numbers of filling in: of the ids [B, L, K], and of what is kept [B, L], where that is random."""
-    streams = {
-        axes: iter(case.input(step, name) if case.has_input(step, name) else ())
-        for axes, name in ((2, "u_tok"), (1, "u_conf"))
-    }
-    return lambda *shape: next(streams[len(shape)])
+class StoredNoise:
+    """The recorded uniform numbers of filling in: of the ids [S, B, L, K], and of what is kept [S, B, L], where that is random."""
+
+    def __init__(self, case: GoldenCase, step: dict[str, Any]) -> None:
+        self._ids, self._kept = (
+            iter(case.input(step, name) if case.has_input(step, name) else ()) for name in ("u_tok", "u_conf")
+        )
+
+    def draw(self, logits: Tensor, size: float) -> Tensor:
+        """The largest with noise, as it is recorded."""
+        return (logits + size * gumbel(next(self._ids))).argmax(dim=-1)
+
+    def keep(self) -> Tensor:
+        """Of the next step."""
+        return gumbel(next(self._kept))
 
 
 def runner_for(case: GoldenCase) -> Callable[[GoldenCase], Iterator[Result]] | None:

@@ -16,7 +16,7 @@ from vistok.generate.maskgen_sides import counts_left
 from vistok.layers.diffusion_head import DiffusionHead, guide_noise
 from vistok.losses.diffusion import GaussianDiffusion
 
-from golden_cases import GoldenCase, Result, step_draws
+from golden_cases import GoldenCase, Result, StoredNoise
 
 _TIGHT = {"rtol": 1e-4, "atol": 1e-9}
 _GRADIENTS = {"rtol": 1e-4, "atol": 1e-6}
@@ -141,7 +141,7 @@ def _sampling(model: MaskGen, args: dict[str, Any]) -> MaskGenSampling:
 
 
 def _fill_ids(case: GoldenCase, model: MaskGen, step: dict[str, Any]) -> Tensor:
-    return model.fill_ids(_condition(case, step, None), step_draws(case, step), _sampling(model, step["args"])).ids
+    return model.fill_ids(_condition(case, step, None), StoredNoise(case, step), _sampling(model, step["args"])).ids
 
 
 def _fill_latents(case: GoldenCase, model: MaskGen, step: dict[str, Any]) -> Tensor:

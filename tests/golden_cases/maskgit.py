@@ -12,7 +12,7 @@ from vistok.convert.maskgit import published_sampling
 from vistok.generate.masked import masked_loss, masks_of
 from vistok.generate.maskgit import MaskGit
 
-from golden_cases import GoldenCase, Result, step_draws
+from golden_cases import GoldenCase, Result, StoredNoise
 
 
 @torch.no_grad()
@@ -59,4 +59,4 @@ def _fill_ids(case: GoldenCase, model: MaskGit, step: dict[str, Any]) -> Tensor:
         power=args.get("guidance_scale_pow", 3.0),
         anneal=args.get("softmax_temperature_annealing", False),
     )
-    return model.fill_ids(case.input(step, "labels").long().flatten(), step_draws(case, step), sampling).ids
+    return model.fill_ids(case.input(step, "labels").long().flatten(), StoredNoise(case, step), sampling).ids

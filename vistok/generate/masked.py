@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vistok.errors import ConfigError, VistokError
 from vistok.generate.base import Generator, evaluating
-from vistok.generate.sampling import SamplingConfig, filter_logits
+from vistok.generate.sampling import SamplingConfig, draw, filter_logits, row_noise
 from vistok.tokens import Tokens
 
 _SMALLEST = 1e-20
@@ -24,7 +24,7 @@ class MaskedSamplingConfig(SamplingConfig):
     """How masked tokens are filled in.
 
     Temperature and filters shape the logits as everywhere. What is drawn, and which draws are kept, is
-    decided by Gumbel noise; ``temperature=0`` leaves it out. Published guidance of the form c + w * (c - u)
+    decided as by Gumbel noise; ``temperature=0`` leaves it out. Published guidance of the form c + w * (c - u)
     is here ``cfg_scale = 1 + w``, as always null + scale * (conditional - null).
 
     Attributes:
@@ -65,22 +65,38 @@ class Filled:
 
 
 class StepNoise(Protocol):
-    """Uniform numbers of one step after the other."""
+    """The chance in one step after the other."""
 
-    def __call__(self, *shape: int) -> Tensor:
-        """[B, *shape], of the next draw."""
+    def draw(self, logits: Tensor, size: float) -> Tensor:
+        """Ids [B, L] that are distributed as the largest of logits [B, L, K] with Gumbel noise of this size: as softmax(logits / size)."""
+        ...
+
+    def keep(self) -> Tensor:
+        """Gumbel noise [B, L] of what is kept."""
         ...
 
 
 class RowNoise:
-    """Uniform numbers that are a function of each row's seed, drawn when a step wants them: a step has one a logit."""
+    """Chance that is a function of each row's seed: two uniform numbers a token and step.
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.device = device
+    The released codes add Gumbel noise to every logit; to draw from the distribution that this makes takes one number a token
+    and not thousands, which is what generation would spend its time on.
 
-    def __call__(self, *shape: int) -> Tensor:
-        return torch.stack([torch.rand(*shape, generator=one) for one in self.generators]).to(self.device)
+    Args:
+        seeds: one a row.
+        num_tokens, steps: of generation.
+        device: where the numbers are wanted.
+    """
+
+    def __init__(self, seeds: Sequence[int], num_tokens: int, steps: int, device: torch.device) -> None:
+        numbers = row_noise(seeds, (steps, 2, num_tokens)).to(device)
+        self._draws, self._kept = (iter(part.unbind(1)) for part in numbers.unbind(2))
+
+    def draw(self, logits: Tensor, size: float) -> Tensor:
+        return draw(logits / size, next(self._draws))
+
+    def keep(self) -> Tensor:
+        return gumbel(next(self._kept))
 
 
 def masked_counts(num_tokens: int, steps: int) -> list[int]:
@@ -106,7 +122,7 @@ def fill_ids(
         read: (ids int64 [B, L], masked bool [B, L], guided) -> logits [B, L, K], and those under the null
             condition where ``guided``. Ids that are masked have no meaning.
         masked: bool [B, L], all True.
-        noise: gives [B, L, K], then [B, L] in every step but the last.
+        noise: draws the ids, then says what is kept, in every step but the last.
         sampling: how.
         late_guidance: the guidance schedule is read at the end of a step, not at its beginning.
     """
@@ -125,8 +141,7 @@ def fill_ids(
             logits = logits / (0.5 + 0.8 * (1.0 - share))
         logits = filter_logits(logits, sampling)
         size = 0.0 if sampling.greedy else sampling.randomize_temperature * (1.0 - share)
-        noisy = logits + size * gumbel(noise(*logits.shape[1:])) if size else logits
-        drawn = noisy.argmax(dim=-1)
+        drawn = noise.draw(logits, size) if size else logits.argmax(dim=-1)
         ids = torch.where(masked, drawn, ids)
         picked = drawn[..., None]
         scores = logits.gather(-1, picked)[..., 0]
@@ -138,7 +153,7 @@ def fill_ids(
         if count == 0:
             break
         if size and sampling.random_confidence:
-            scores = scores + size * gumbel(noise(num_tokens))
+            scores = scores + size * noise.keep()
         scores = scores.masked_fill(~masked, float("inf"))
         masked = scores <= scores.kthvalue(count, dim=-1, keepdim=True).values
     return Filled(ids, log_probs, draw_log_probs, passes)

@@ -285,7 +285,7 @@ class MaskGen(MaskedGenerator):
             latents, passes = self.fill_latents(condition, orders, noise.transpose(0, 1).to(self.device), sampling)
             tokens, scores = self.as_tokens(latents), {}
         else:
-            filled = self.fill_ids(condition, RowNoise(seeds, self.device), sampling)
+            filled = self.fill_ids(condition, RowNoise(seeds, length, sampling.steps, self.device), sampling)
             passes = filled.passes
             tokens = self.as_tokens(filled.ids)
             scores = {"log_probs": filled.log_probs, "draw_log_probs": filled.draw_log_probs}

@@ -181,7 +181,8 @@ class MaskGit(MaskedGenerator, ClassConditions):
         sampling: MaskedSamplingConfig,
     ) -> GenerationResult:
         self._check_length(length)
-        filled = self.fill_ids(condition.repeat_interleave(num), RowNoise(seeds, self.device), sampling)
+        noise = RowNoise(seeds, length, sampling.steps, self.device)
+        filled = self.fill_ids(condition.repeat_interleave(num), noise, sampling)
         return GenerationResult(
             tokens=self.as_tokens(filled.ids),
             seeds=tuple(seeds),
