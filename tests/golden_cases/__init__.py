@@ -99,7 +99,7 @@ class GoldenCase:
         ours: Tensor | float,
         *,
         rtol: float | None = None,
-        atol: float | None = None,
+        atol: float | Tensor | None = None,
         margin: float | None = None,
     ) -> Result:
         """Compare our value with the recorded output ``name`` of a step.
@@ -108,14 +108,16 @@ class GoldenCase:
             step: the step that recorded it.
             name: of the output.
             ours: our full output; the recording's index is applied here.
-            rtol, atol: tighter tolerances than the case's, where its own are blind.
+            rtol, atol: other tolerances than the case's, where its own are blind; ``atol`` may be one for each value of ``ours``.
             margin: for ids, the smallest gap between best and second-best distance: float error
                 explains a difference only where it is smaller than that error could be.
         """
         spec = next(item for item in step["outputs"] if item["name"] == name)
         theirs = self.tensor(spec["tensor"])
         ours = torch.as_tensor(ours).detach()
-        ours = _apply_index(ours, spec["index"]) if spec.get("index") else ours
+        if spec.get("index"):
+            ours = _apply_index(ours, spec["index"])
+            atol = _apply_index(atol, spec["index"]) if isinstance(atol, Tensor) else atol
         if ours.numel() == theirs.numel() and (ours.ndim == 0 or theirs.shape == (1,)):
             ours = ours.reshape(theirs.shape)
         if ours.shape != theirs.shape:
@@ -130,8 +132,9 @@ class GoldenCase:
         bound = atol + rtol * theirs.double().abs()
         passed = bool((difference <= bound).all())  # False for NaN
         relative = (difference / theirs.double().abs().clamp_min(1e-12)).max()
+        atol = float(atol.max() if isinstance(atol, Tensor) else atol)
         return Result(
-            name, float(difference.max()), float(relative), passed, tolerance={"rtol": float(rtol), "atol": float(atol)}
+            name, float(difference.max()), float(relative), passed, tolerance={"rtol": float(rtol), "atol": atol}
         )
 
 

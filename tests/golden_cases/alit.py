@@ -50,8 +50,13 @@ def _run_rollouts(case: GoldenCase, step: dict[str, Any]) -> Iterator[Result]:
             unit, rows = (torch.nn.functional.normalize(x, dim=-1) for x in (rollout.values, model.quantizer.codebook))
             values["token_margin"] = code_margins(unit, rows)
         computed |= {f"{name}_{number}": value for name, value in values.items() if value is not None}
-    chosen = model.encode(images, target_error=read_input(case, "threshold"), noise=noise, uniform=uniform)
-    computed["selected_rollout"] = chosen.lengths[0] // model.config.tokens_per_rollout - 1
+    # There one rollout is chosen for the whole batch; ours is each image's own.
+    threshold = float(read_input(case, "threshold"))
+    reached = [number for number, error in enumerate(errors) if error < threshold]
+    computed["selected_rollout"] = torch.tensor(reached[0] if reached else errors.index(min(errors)))
+    if len(images) == 1:
+        chosen = model.encode(images, target_error=threshold, noise=noise, uniform=uniform)
+        assert int(chosen.lengths[0]) == (int(computed["selected_rollout"]) + 1) * model.config.tokens_per_rollout
     names = {output["name"] for output in step["outputs"]}
     for name in (output["name"] for output in step["outputs"]):
         margins = name.replace("indices", "token_margin")

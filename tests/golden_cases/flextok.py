@@ -78,7 +78,11 @@ def _run_layout(case: GoldenCase) -> Result:
     with torch.device("meta"):
         model = model_class(source.family)(config)
     key_map = source.key_map(config)
-    published = {name: torch.empty(shape, device="meta") for name, shape in case.shapes.items()}
+    published = {
+        name: torch.empty(shape, device="meta")
+        for name, shape in case.shapes.items()
+        if not (source.ignorable and name.startswith(source.ignorable))  # heads of training that we do not know
+    }
     own = model.state_dict()
     report = key_report(own, key_map.to_ours(published)) or key_report(published, key_map.to_published(own))
     values = sum(tensor.numel() for tensor in own.values())
@@ -95,9 +99,7 @@ def build(case: GoldenCase) -> PretrainedModel:
     state = case.state()
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     source = recognise(shapes)
-    groups = case.data.get("vae_config", {}).get("norm_num_groups")
-    told = case.config if groups is None else merge(case.config, {"vae": {"norm_num_groups": groups}})
-    config = source.read_config(shapes, told)
+    config = source.read_config(shapes, merge(case.config, _told_of_vae(case)))
     model = model_class(source.family)(config)
     key_map = source.key_map(config)
     model.load_weights(key_map.to_ours(state), where=case.name)
@@ -107,6 +109,14 @@ def build(case: GoldenCase) -> PretrainedModel:
     if source.read_config(shapes, source.wrap_config(config)) != config:
         raise AssertionError("our configuration -> published -> ours changed it")
     return model.eval()
+
+
+def _told_of_vae(case: GoldenCase) -> dict[str, Any]:
+    """What the autoencoder's own configuration says and the tokenizer's does not."""
+    own, tree = case.data.get("vae_config", {}), case.config.get("vae")
+    given = {key for key, value in tree.items() if value is not None} if isinstance(tree, dict) else set()
+    told = {key: own[key] for key in ("norm_num_groups", "scaling_factor") if key in own and key not in given}
+    return {"vae": told} if told else {}
 
 
 @torch.no_grad()
@@ -163,13 +173,13 @@ def _encode(case: GoldenCase, model: FlexTok, step: dict[str, Any], memory: dict
     latents = model.encoder(scaled)
     quantised = model.quantizer(latents)
     tokens = model.encode(images)
-    half = model.encode(images, length=model.num_tokens // 2)
+    half = model.encode(images, length=max(1, model.num_tokens // 2))
     assert torch.equal(tokens.ids, quantised.ids)
     assert torch.equal(model.quantizer.ids_of(quantised.latents), tokens.ids)
     computed = {"vae_mean": mean, "vae_logvar": logvar, "latents": latents, "quant": quantised.latents}
-    margins = case.tensor("out/rounding_margin")
+    margins = model.quantizer.rounding_margin(latents)
     assert ((half.ids == tokens.ids[:, : half.num_tokens]) | (margins[:, : half.num_tokens] < 1e-3)).all()
-    computed |= {"ids": tokens.ids, "rounding_margin": model.quantizer.rounding_margin(latents)}
+    computed |= {"ids": tokens.ids, "rounding_margin": margins}
     for output in step["outputs"]:
         if output["name"].startswith("register_features"):
             stride = output["name"].partition("stride")[2] or "1"
@@ -203,8 +213,12 @@ def _intermediate(case: GoldenCase, model: FlexTok, step: dict[str, Any], memory
     condition = model.decoder.condition(model.quantizer.lookup(ids), keep, num_patches=math.prod(grid))
     features = model.decoder(noised, model.decoder.modulations(times), condition)[1]
     name = _only(step)
-    strides = [int(part[1:]) for part in name.split("_") if part[0] == "s" and part[1:].isdigit()] or [1, 1]
-    return {name: features[:, :: strides[0], :: strides[1]]}
+    strides = [int(part[1:]) for part in name.split("_") if part[0] == "s" and part[1:].isdigit()]
+    theirs = case.tensor(step["outputs"][0]["tensor"])
+    if len(strides) == 1:  # of channels or of positions: the shape tells
+        strides = [1, *strides] if theirs.shape[1] == features.shape[1] else [*strides, 1]
+    rows, columns = strides or (1, 1)
+    return {name: features[:, ::rows, ::columns]}
 
 
 def _detokenize(case: GoldenCase, model: FlexTok, step: dict[str, Any], memory: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +235,10 @@ def _detokenize(case: GoldenCase, model: FlexTok, step: dict[str, Any], memory: 
     for output in step["outputs"]:
         name = output["name"]
         if name.startswith("image"):
-            computed[name] = (2.0 * model.from_latents(latents) - 1.0)[:, :, ::4, ::4]
+            images = 2.0 * model.from_latents(latents) - 1.0
+            columns = case.tensor(output["tensor"]).shape[-1]
+            stride = next(step for step in (4, 1, 2, 8, 16) if len(range(0, images.shape[-1], step)) == columns)
+            computed[name] = images[:, :, ::stride, ::stride]
         else:
             computed[name] = latents
     return computed

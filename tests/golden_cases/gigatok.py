@@ -24,8 +24,8 @@ from golden_cases import GoldenCase, Result, _apply_index
 
 # Ids may differ only where the two nearest rows are nearer to each other than this (the recordings' own rule).
 _MARGIN = 1e-4
-# Recordings multiply squared pixels of [-1, 1], and vistok's are of [0, 1].
-_PIXEL_SCALE = 4.0
+# Recordings compare pixels of [-1, 1], and vistok's are of [0, 1].
+_PIXEL_SCALE = {"l2": 4.0, "l1": 2.0}
 
 
 def run(case: GoldenCase) -> Iterator[Result]:
@@ -195,12 +195,16 @@ def _places(x: Tensor) -> Tensor:
 # Training.
 
 
+def _loss_args(case: GoldenCase) -> dict[str, Any]:
+    args = case.config["loss"]
+    return args.get("params", args)
+
+
 def _loss_config(case: GoldenCase) -> TokenizerLossConfig:
-    args, model = case.config["loss"], case.config["model"]["init_args"]
-    args = args.get("params", args)
+    args, model = _loss_args(case), case.config["model"]["init_args"]
     return TokenizerLossConfig(
         reconstruction=args.get("reconstruction_loss", "l2"),
-        reconstruction_weight=_PIXEL_SCALE * args["reconstruction_weight"],
+        reconstruction_weight=_PIXEL_SCALE[args.get("reconstruction_loss", "l2")] * args["reconstruction_weight"],
         perceptual="lpips",
         perceptual_weight=args["perceptual_weight"],
         quantizer_weight=args["codebook_weight"],
@@ -235,7 +239,7 @@ def _run_losses(case: GoldenCase) -> Iterator[Result]:
     config = _loss_config(case)
     loss = TokenizerLoss(config)
     if loss.discriminator is not None:
-        loss.discriminator = PatchGan(case.config["loss"].get("disc_dim", 64))
+        loss.discriminator = PatchGan(_loss_args(case).get("disc_dim", 64))
     loss.train()
     _load_loss_state(case, loss)
     (step,) = case.steps

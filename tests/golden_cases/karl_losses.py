@@ -18,9 +18,9 @@ from vistok.models.karl import ERRORS, NUM_NEAR_LOSSLESS, Karl
 from golden_cases import GoldenCase, Result
 from golden_cases.karl import build, read_input
 
-_GAN_WEIGHT = 0.2  # of the recordings
 _DISCRIMINATOR_KEYS = KeyMap([Rule("main.{}.*", "layers.{}.*")])
 _LPIPS = "perceptual_loss."
+_LATENT_LOSS = AdaptiveLoss(AdaptiveLossConfig(stage="latents", pretrained=False))
 
 
 def run_losses(case: GoldenCase) -> Iterator[Result]:
@@ -42,31 +42,44 @@ def _losses(case: GoldenCase, *, mixed: bool) -> dict[str, Tensor | float]:
     if not finetuning:
         model.freeze_base()
     model.train()
-    loss = _make_loss(case, finetuning)
     images, count = read_input(case, "image"), read_input(case, "token_count")
+    loss = _make_loss(case, count) if finetuning else _LATENT_LOSS
     conditions, noise = read_input(case, "epsilon_index").long(), read_input(case, "vae_noise")
     outputs = model(images, count=count, conditions=conditions, noise=noise)
     total, terms = loss.generator(outputs, images, 0, last_layer=model.last_layer())
     total.backward()
     sampler = ErrorSampler(ERRORS, start=NUM_NEAR_LOSSLESS)
     sampler.update(outputs["error"])
-    computed = _named(terms, count, model.config.budget)
+    computed = _named(terms, count, model.config.budget, _gan_weight(case))
     computed |= {"total": total, "loss_sampling_prob_after": sampler.probabilities}
     computed |= _gradient_norms(case, model)
     if finetuning:
-        computed |= _discriminator_pass(loss, outputs, images, terms)
+        value, total = _discriminator_pass(loss, outputs, images, terms)
+        recorded = [output["name"] for step in case.steps for output in step["outputs"]]
+        passes = {name.partition("/")[2] for name in recorded if "disc_pass/train/disc_loss_" in name}
+        computed |= dict.fromkeys(passes, value) | {"disc_pass_total": total}
     return computed
 
 
-def _make_loss(case: GoldenCase, finetuning: bool) -> AdaptiveLoss:
-    if not finetuning:
-        return AdaptiveLoss(AdaptiveLossConfig(stage="latents", pretrained=False))
+def _gan_weight(case: GoldenCase) -> float:
+    """The adversary's, which is recorded beside the losses."""
+    weights = [
+        float(case.tensor(output["tensor"]))
+        for step in case.steps
+        for output in step["outputs"]
+        if "train/discriminator_weight_" in output["name"]
+    ]
+    return weights[0] if weights else 0.2
+
+
+def _make_loss(case: GoldenCase, count: int) -> AdaptiveLoss:
+    """The loss of an iteration with this many tokens, whose discriminator comes with a perceptual network of its own."""
     config = AdaptiveLossConfig(
         stage="pixels",
         reconstruction="l1",
         perceptual="lpips",
         perceptual_weight=1.0,
-        adversarial_weight=_GAN_WEIGHT,
+        adversarial_weight=_gan_weight(case),
         num_discriminators=case.config["max_rollout_iters"],
         tokens_per_discriminator=case.config["num_init_latent_tokens"],
         pretrained=False,
@@ -76,12 +89,12 @@ def _make_loss(case: GoldenCase, finetuning: bool) -> AdaptiveLoss:
         state = case.state(f"gan_losses.{index}.discriminator.")
         state = {key: value.long() if key.endswith("tracked") else value for key, value in state.items()}
         discriminator.load_state_dict(_DISCRIMINATOR_KEYS.to_ours(state))
-    state = case.state(f"gan_losses.0.{_LPIPS}")
+    state = case.state(f"gan_losses.{loss.discriminator_index(count)}.{_LPIPS}")
     loss.perceptual.load_state_dict(titok.PERCEPTUAL_KEYS.to_ours({f"lpips.{key}": x for key, x in state.items()}))
     return loss
 
 
-def _named(terms: dict[str, Tensor], count: int, budget: int) -> dict[str, Tensor]:
+def _named(terms: dict[str, Tensor], count: int, budget: int, gan_weight: float) -> dict[str, Tensor]:
     """Our terms under the recordings' names, in which T and the run are written."""
     out = {}
     for number, tokens in ((0, count), (1, budget)):
@@ -107,7 +120,7 @@ def _named(terms: dict[str, Tensor], count: int, budget: int) -> dict[str, Tenso
                 "d_weight": own["balance"],
                 "disc_factor": torch.tensor(1.0),
                 "g_loss": own["adversarial"] / own["balance"],
-                "discriminator_weight": torch.tensor(_GAN_WEIGHT),
+                "discriminator_weight": torch.tensor(gan_weight),
             }
             out |= {f"train/{name}_{count}_{number}": value for name, value in recorded.items()}
     return out
@@ -123,11 +136,11 @@ def _gradient_norms(case: GoldenCase, model: Karl) -> dict[str, Tensor]:
 
 def _discriminator_pass(
     loss: AdaptiveLoss, outputs: dict[str, Any], images: Tensor, terms: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """The recorded total of that pass has the halting and quantiser terms inside, which nothing learns from there."""
+) -> tuple[Tensor, Tensor]:
+    """The discriminator's loss, and the recorded total, which has the halting and quantiser terms inside; nothing learns from these there."""
     index = loss.discriminator_index(outputs["count"])
     fakes = [run["reconstruction"].detach() for run in outputs["runs"]]
     logits = loss.discriminator(torch.cat([images, *fakes]), index=index, parts=1 + len(fakes))
     value, _ = loss.discriminate(logits.chunk(1 + len(fakes)))
     others = sum(term for name, term in terms.items() if name.rstrip("01") in ("active_", "halt_", "quantizer_"))
-    return {"disc_pass/train/disc_loss_0": value, "disc_pass_total": value + others}
+    return value, value + others

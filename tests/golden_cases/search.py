@@ -233,9 +233,17 @@ def _run_ensemble(case: GoldenCase, step: dict[str, Any]) -> Iterator[Result]:
 
 
 def _run_likelihood(case: GoldenCase, step: dict[str, Any]) -> Result:
-    log_probs = case.tensor(f"in/{step['inputs'][0]}")
-    # The recording has the new tokens' sum; the tokens before them do not count.
-    earlier = torch.zeros(len(log_probs), step["num_tokens"] - 1)
+    name, count = step["outputs"][0]["name"], step.get("num_tokens")
     verifier = LikelihoodVerifier(as_shipped=True)
-    ours = verifier(None, [None] * len(log_probs), log_probs=torch.cat([earlier, log_probs], dim=1), num_new=1)
-    return case.compare(step, step["outputs"][0]["name"], ours)
+    if not step["inputs"]:  # no log-probabilities at all
+        rows = case.tensor(f"out/{name}").numel()
+        return case.compare(step, name, verifier(None, [None] * rows))
+    log_probs = case.tensor(f"in/{step['inputs'][0]}")
+    log_probs = log_probs.reshape(len(log_probs), -1)
+    if count is None:  # best-of-N
+        return case.compare(step, name, verifier(None, [None] * len(log_probs), log_probs=log_probs))
+    # The recording has the new tokens' sum; the tokens before them do not count.
+    earlier = torch.zeros(len(log_probs), count - 1)
+    summed = log_probs.sum(dim=1, keepdim=True)
+    ours = verifier(None, [None] * len(log_probs), log_probs=torch.cat([earlier, summed], dim=1), num_new=1)
+    return case.compare(step, name, ours)

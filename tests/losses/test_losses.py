@@ -342,6 +342,8 @@ def test_terms_sum_to_the_total(network: LPIPS) -> None:
     assert float(terms["quantizer"]) == pytest.approx(0.5 * 1.25)
     torch.testing.assert_close(terms["perceptual"], 0.7 * network(x, z).mean())
     torch.testing.assert_close(terms["adversarial"], -0.3 * loss.discriminator(z).mean())
+    _, discrete = loss.generator(outputs(z), x, 0)  # the variance is a variational autoencoder's
+    torch.testing.assert_close(discrete["reconstruction"], 2.0 * pixel)
 
 
 @pytest.mark.parametrize(

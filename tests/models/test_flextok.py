@@ -456,3 +456,15 @@ def test_the_autoencoder_is_a_continuous_tokenizer(tmp_path: Path) -> None:
     ):
         with pytest.raises(VistokError):
             bad()
+
+
+@pytest.mark.parametrize("kind", ["vae", "pixels"])
+def test_maps_that_are_no_squares(kind: str) -> None:
+    model = make(kind, grid_size=(4, 6))
+    height, width = model.image_shape
+    assert width * 4 == height * 6 and model.image_size == height
+    images = nn.functional.interpolate(pictures(2), size=(height, width), mode="bilinear")
+    tokens = model.encode(images, length=5)
+    assert model.decode(tokens).shape == images.shape
+    with pytest.raises(VistokError, match=f"{height}, {width}"):
+        model.encode(images.transpose(2, 3))

@@ -189,6 +189,20 @@ def test_cvq_moves_unused_rows_to_latents_and_leaves_used_ones() -> None:
     torch.testing.assert_close(after[unused], (1 - blend) * before[unused] + blend * nearest)
 
 
+@pytest.mark.parametrize("l2_norm", [False, True])
+def test_rows_that_move_do_not_change_the_gradients(l2_norm: bool) -> None:
+    """The backward pass comes after the move, and is of the codebook before it."""
+    latents, gradients = torch.randn(8, 60, 6), []
+    for cluster in (False, True):
+        quantizer = make_vq(cluster=cluster, l2_norm=l2_norm, entropy_weight=0.1).train()
+        before = quantizer.codebook.detach().clone()
+        losses = quantizer(latents).losses
+        assert torch.equal(before, quantizer.codebook) != cluster
+        (losses["codebook"] + losses["entropy"]).backward()
+        gradients.append(quantizer.codebook.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
+
+
 def test_cvq_counts_usage_as_a_running_share() -> None:
     quantizer = make_vq(cluster=True).train()
     latents = torch.randn(2, 40, 6)

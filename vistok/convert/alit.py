@@ -55,6 +55,7 @@ def _read_config(
     threshold = find_key(published, "dynamic_halting_threshold")
     if threshold is not None and base["base"] == "vqgan":
         base["mask_threshold"] = float(threshold)
+    masking = find_key(published, "dynamic_halting")
     return AlitConfig(
         **base,
         **read_quantizer(shapes, published),
@@ -63,6 +64,7 @@ def _read_config(
         tokens_per_rollout=group,
         num_rollouts=rollouts,
         max_tokens=shapes["decoder.latent_token_positional_embedding"][0],
+        masking=True if masking is None else bool(masking),
     )
 
 
@@ -71,7 +73,7 @@ def _wrap_config(config: AlitConfig) -> dict[str, Any]:
         "img_size": config.image_size,
         "num_init_latent_tokens": config.tokens_per_rollout,
         "max_rollout_iters": config.num_rollouts,
-        "dynamic_halting": True,
+        "dynamic_halting": config.masking,
         "dynamic_halting_threshold": config.mask_threshold if config.base == "vqgan" else _THRESHOLDS["kl"],
     }
 

@@ -105,7 +105,7 @@ def _read_config(
     grid = math.isqrt(shapes["decoder.positional_embedding"][0] - 1)
     head = "vqgan" if "pixel_quantize.embedding.weight" in shapes else "proxy" if legacy else "pixels"
     values: dict[str, Any] = {}
-    if kind == _ONE_D_PIECE or (kind is None and legacy and shapes["latent_tokens"][0] == _ONE_D_PIECE_TOKENS):
+    if kind == _ONE_D_PIECE or (not published and legacy and shapes["latent_tokens"][0] == _ONE_D_PIECE_TOKENS):
         values["tail_drop"] = "uniform"
     if quantizer == "vq":
         values["codebook_size"] = shapes["quantize.embedding.weight"][0]

@@ -231,7 +231,7 @@ class ConvEncoder(_Stack):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C, H / 2^(levels - 1), W / 2^(levels - 1)]."""
-        x = self.conv_in(_channels_last(images))
+        x = self.conv_in(_channels_last(images, channels=self.conv_in.out_channels, pixels=images[0, 0].numel()))
         for level, blocks in enumerate(self.down):
             if level:
                 x = self.downsample[level - 1](x) if self.downsample else F.avg_pool2d(x, 2)
@@ -294,7 +294,8 @@ class ConvDecoder(_Stack):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, 3, h * 2^(levels - 1), w * 2^(levels - 1)]."""
         statistics = AdaptiveGroupNorm.statistics(x) if self.adaptive else ()
-        x = self.conv_in(_channels_last(x))
+        pixels = x[0, 0].numel() * 4 ** len(self.upsample)
+        x = self.conv_in(_channels_last(x, channels=self.norm_out.num_channels, pixels=pixels))
         x = self._run_mid(self.mid, self.mid_attention, x)
         for level in reversed(range(len(self.up))):
             if self.adaptive:
@@ -305,9 +306,15 @@ class ConvDecoder(_Stack):
         return self.conv_out(_silu(self.norm_out(x))).contiguous()
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    """The layout in which a CPU convolves without reordering, unless gradients are recorded: their passes are slower in it."""
-    if x.device.type != "cpu" or torch.is_grad_enabled():
+def _channels_last(x: Tensor, *, channels: int, pixels: int) -> Tensor:
+    """The layout in which a CPU convolves without reordering, unless gradients are recorded: their passes are slower in it.
+
+    torch's group norm sums squares one after the other in this layout. Measured on maps whose mean is twice their deviation: with 4
+    channels a group and 256x256 pixels it is off by 3e-5, and by 6e-4 with one; so narrow or larger stacks (``channels`` and ``pixels`` of
+    the map of full size) keep theirs, where it is off by 6e-7.
+    """
+    exact_enough = channels >= 4 * _NUM_GROUPS and pixels <= 256**2
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not exact_enough:
         return x
     return x.clone(
         memory_format=torch.channels_last

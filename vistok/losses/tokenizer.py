@@ -8,6 +8,7 @@ matching where it gives a velocity (FlexTok, arXiv:2502.13967, section 3), align
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,6 +152,8 @@ class TokenizerLoss(nn.Module):
                 terms["reconstruction"] = F.cross_entropy(outputs["logits"].float().flatten(0, 1), codes.flatten())
             else:
                 terms |= self._pixel_terms(outputs["reconstruction"].float(), images.float(), step, generator)
+                if "kl" in outputs:  # a likelihood, as a variational autoencoder's is
+                    terms["reconstruction"] = terms["reconstruction"] / math.exp(config.logvar)
             if "direct" in outputs:
                 direct = self._pixel_terms(outputs["direct"].float(), images.float(), step, generator)
                 terms |= {f"direct_{name}": config.direct_weight * value for name, value in direct.items()}
@@ -178,7 +181,7 @@ class TokenizerLoss(nn.Module):
             pixel = pixel + F.mse_loss(reconstruction, images)
         if "l1" in config.reconstruction:
             pixel = pixel + (0.2 if "l2" in config.reconstruction else 1.0) * F.l1_loss(reconstruction, images)
-        terms = {"reconstruction": config.reconstruction_weight * pixel / torch.exp(images.new_tensor(config.logvar))}
+        terms = {"reconstruction": config.reconstruction_weight * pixel}
         if self.perceptual is not None:
             terms["perceptual"] = config.perceptual_weight * self.perceptual(images, reconstruction)
         if self.adversary_is_on(step):

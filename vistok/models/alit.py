@@ -46,7 +46,8 @@ class AlitConfig:
         tokens_per_rollout, num_rollouts: how many tokens join at a time, and how often.
         max_tokens: positions that the decoder has for tokens.
         target_error: the mean absolute error at which ``encode`` stops when it is not told.
-        mask_threshold: positions whose true code has at least this probability may be masked (VQGAN base).
+        masking: whether positions that are known are masked for the rollouts that follow (VQGAN base).
+        mask_threshold: positions whose true code has at least this probability may be.
         quantizer: ``vq``, or ``none`` for continuous tokens.
         codebook_size, commitment_cost: of ``vq``, whose codes lie on the unit sphere.
         code_dim: C, channels of a token.
@@ -63,6 +64,7 @@ class AlitConfig:
     num_rollouts: int = 8
     max_tokens: int = 256
     target_error: float = 0.07
+    masking: bool = True
     mask_threshold: float = 0.55
     quantizer: Literal["vq", "none"] = "vq"
     codebook_size: int = 4096
@@ -250,7 +252,7 @@ class Alit(AdaptiveTokenizer):
                 if draws is None and generator is not None:
                     size = rollout.certainty.shape[1]
                     draws = torch.stack([torch.rand(size, generator=generator) for _ in range(len(hidden))])
-                rollout.drop = self._drop(rollout.certainty, draws)
+                rollout.drop = self._drop(rollout.certainty, draws) if self.config.masking else None
             chosen = yield rollout
             drop = rollout.drop
             if chosen is not None:

@@ -222,6 +222,11 @@ class Tokenizer(PretrainedModel, ABC):
         return self.config.image_size
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width apart, of the few models whose images are no squares."""
+        return self.image_size, self.image_size
+
+    @property
     def num_tokens(self) -> int:
         """The largest number of tokens of an image."""
         return self.config.num_tokens
@@ -347,15 +352,15 @@ class Tokenizer(PretrainedModel, ABC):
 
     def check_images(self, images: Tensor) -> None:
         """Raise a ``VistokError`` unless ``images`` is a float batch of this tokenizer's size in [0, 1]."""
-        name, size = self.name or self.family, self.image_size
+        name, (height, width) = self.name or self.family, self.image_shape
         if not isinstance(images, Tensor):
             raise VistokError(
-                f"{name} takes a tensor of images [B, 3, {size}, {size}], got {type(images).__name__}; "
+                f"{name} takes a tensor of images [B, 3, {height}, {width}], got {type(images).__name__}; "
                 "read files with vistok.load_images(..., like=model)"
             )
-        if images.ndim != 4 or images.shape[1:] != (3, size, size) or not len(images):
+        if images.ndim != 4 or images.shape[1:] != (3, height, width) or not len(images):
             raise VistokError(
-                f"{name} takes images [B, 3, {size}, {size}], got {list(images.shape)}; "
+                f"{name} takes images [B, 3, {height}, {width}], got {list(images.shape)}; "
                 "crop and resize with vistok.load_images(..., like=model)"
             )
         if not images.is_floating_point():

@@ -239,6 +239,10 @@ class FlexTok(Tokenizer):
         return self.config.image_shape[0]
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        return self.config.image_shape
+
+    @property
     def codebook_size(self) -> tuple[int, ...]:
         return self.quantizer.codebook_size
 
@@ -628,15 +632,6 @@ class FlexTok(Tokenizer):
         return keep, drop
 
     # Helpers.
-
-    def check_images(self, images: Tensor) -> None:
-        height, width = self.config.image_shape
-        if height == width:
-            return super().check_images(images)
-        raise VistokError(
-            f"{self._label} was built for maps of {height}x{width} pixels, which are not square: use to_latents and "
-            "the parts of the model"
-        )
 
     @property
     def _map_shape(self) -> tuple[int, int, int]:

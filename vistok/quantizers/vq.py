@@ -72,8 +72,10 @@ class VectorQuantizer(Quantizer):
     def forward(self, latents: Tensor) -> Quantized:
         """Quantise [B, L, C]; ``losses``: ``commitment`` and ``entropy`` (with their weights) and ``codebook``."""
         with torch.autocast(latents.device.type, enabled=False):
-            raw = latents.float()
-            z, rows = self._normalise(raw), self._normalise(self.codebook.float())
+            raw, codebook = latents.float(), self.codebook.float()
+            moves = self.cluster and self.training
+            # Rows move before the backward pass, which is to see them as they were.
+            z, rows = self._normalise(raw), self._normalise(codebook.clone() if moves else codebook)
             wants_entropy = self.training and self.entropy_weight > 0.0
             with torch.set_grad_enabled(torch.is_grad_enabled() and wants_entropy):
                 distances = self._distances(z.flatten(0, 1), rows)  # [B*L, K]
@@ -87,7 +89,7 @@ class VectorQuantizer(Quantizer):
                 losses["entropy"] = self.entropy_weight * assignment_entropy(distances)
             rotates = self.gradient == "rotation"
             out = rotate_to(z, quantised.detach()) if rotates else z + (quantised - z).detach()
-            if self.cluster and self.training:
+            if moves:
                 self._move_unused_rows(raw.detach().flatten(0, 1), distances.detach(), ids)
         return Quantized(latents=out, ids=ids, losses=losses)
 
@@ -113,7 +115,6 @@ class VectorQuantizer(Quantizer):
         self.usage.mul_(_CLUSTER_DECAY).add_(all_mean(share), alpha=1.0 - _CLUSTER_DECAY)
         blend = torch.exp(-self.usage * size * 10.0 / (1.0 - _CLUSTER_DECAY) - 1e-3)[:, None]  # [K, 1]
         anchors = raw[distances.argmin(dim=0)]  # [K, C]
-        # In place on the data: the graph of the losses holds copies of what it needs.
         self.codebook.data.mul_(1.0 - blend).add_(anchors * blend)
 
 
