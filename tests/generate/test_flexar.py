@@ -13,9 +13,10 @@ from tiny_models import make as tiny_tokenizer
 from vistok.config import from_dict, to_dict
 from vistok.convert import recognise
 from vistok.errors import MissingExtraError, PublishedConfigError, VistokError
+from vistok.generate import TextCondition
 from vistok.generate.flexar import FlexAR, FlexARConfig, TextConfig
 from vistok.generate.flexar_blocks import AttentionConfig, NormConfig
-from vistok.generate.text import T5Features, TextCondition
+from vistok.generate.text import T5Features
 from vistok.hub import convert_state, from_pretrained, to_published
 from vistok.models.base import key_report
 from vistok.tokens import Tokens
