@@ -175,6 +175,19 @@ def test_the_shipped_recipes_of_generators_train(path: Path, folder: Path, tmp_p
     assert len(model.generate(None, 2, seeds=0).tokens) == 2
 
 
+def test_folders_of_imagenet_become_words(folder: Path, tmp_path: Path) -> None:
+    source = open_source("random:6")
+    for number, name in enumerate(("n01440764", "n02099601", "mine")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in (2 * number, 2 * number + 1):
+            source.image(index).save(tmp_path / "pictures" / name / f"{index}.png")
+    loss = {"tokenizer": str(folder / "fsq_ordered"), "views": 1}
+    result = train(run_config(folder, tmp_path, steps=1, data={"train": f"folder:{tmp_path}/pictures"}, loss=loss))
+    model = from_pretrained(result.folder / "final")
+    assert sorted(model.config.class_names) == ["golden retriever", "mine", "tench"]
+    assert len(model.generate(["tench", "mine"], seeds=0).tokens) == 2
+
+
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     other = {"train": f"tokens:{folder}/fsq_ordered_train", "val": f"tokens:{folder}/vq_pixels_val"}
     with pytest.raises(ConfigError, match="and not of titok"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from vistok.config import from_dict
+from vistok.data.imagenet import class_words
 from vistok.data.token_shards import PREFIX, TokenShards
 from vistok.errors import ConfigError
 from vistok.generate import Generator, TokenDataset
@@ -78,7 +79,7 @@ class GeneratorTask(Task):
             "codebook_size": self.origin.codebook_size,
             "num_tokens": self.origin.num_tokens,
             "num_classes": len(self.classes),
-            "class_names": self.classes,
+            "class_names": tuple(class_words(self.classes)),
             "tokenizer_family": self.origin.family,
             "tokenizer_model": self.origin.name,
             "tokenizer_hash": self.origin.weight_hash,
