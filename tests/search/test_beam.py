@@ -15,7 +15,7 @@ from vistok.hub import create_model
 from vistok.models.flextok import FlexTok, FlexTokConfig, RegisterTransformerSize
 from vistok.search import ArFreeConfig, BeamConfig, Ensemble, LookaheadConfig, Verifier, search
 from vistok.search.context import SearchContext
-from vistok.search.prior import GeneratorPrior
+from vistok.search.prior import GeneratorPrior, candidate_seed
 from vistok.search.result import Cost, best_first
 from vistok.search.schedule import token_schedule
 from vistok.seeds import stable_seed
@@ -421,3 +421,22 @@ def test_bad_input(generator, tokenizer, changes, message):
     arguments |= {"verifier": brightness, **SMALL, **changes}
     with pytest.raises(VistokError, match=message):
         search(**arguments)
+
+
+def test_shipped_likelihood_is_of_what_tokens_were_drawn_from(generator: DigitAR) -> None:
+    """The official prior gives the guided, tempered log-probabilities of a step, and none of rows that it completes."""
+    options = {"cfg_scale": 3.0, "temperature": 0.7}
+    found = {
+        name: search(generator, None, 2, method="best_of_n", n_samples=4, verifier=name, seeds=[5], **options).history[
+            0
+        ]
+        for name in ("likelihood_as_shipped", "likelihood")
+    }
+    seeds = [candidate_seed(5, row) for row in range(4)]
+    drawn = generator.generate([2] * 4, seeds=seeds, return_log_probs=True, **options)
+    assert torch.equal(found["likelihood"].tokens.ids, drawn.tokens.ids)
+    for name, log_probs in (("likelihood_as_shipped", drawn.draw_log_probs), ("likelihood", drawn.log_probs)):
+        torch.testing.assert_close(found[name].scores[0], log_probs.sum(dim=1).double(), atol=1e-3, rtol=0)
+    beam = BeamConfig(beam_width=2, candidates_per_beam=3, token_schedule=(1, 2), complete_after_search=True)
+    completed = search(generator, None, 2, method=beam, verifier="likelihood_as_shipped", seeds=[5], **options)
+    assert completed.scores.tolist() == [0.0]

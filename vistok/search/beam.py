@@ -213,7 +213,9 @@ class BeamConfig(SearchMethod):
         if self.complete_after_search and rows.ids.shape[1] < context.length:
             rows.draw(context.length - rows.ids.shape[1], sample=False)
             context.forget()
-            scores = self._score(context, rows.ids, rows.log_probs, drawn=context.length, num_new=None)
+            # The official search has no log-probabilities of what it completes.
+            log_probs = None if context.verifier.scores_draws else rows.log_probs
+            scores = self._score(context, rows.ids, log_probs, drawn=context.length, num_new=None)
             ids = rows.ids.unflatten(0, (count, -1))
             if self.sort_completed:
                 order = best_first(scores)

@@ -122,12 +122,18 @@ class GeneratorPrior(Prior):
         generator: any for whole rows; one that writes tokens in order for rows under way.
         sampling: differences from its defaults.
         conditional: give it the conditions; else it draws without them, and only the verifier sees them.
+        scores_draws: see ``Verifier``: which log-probabilities are told.
     Raises:
         VistokError: it is to draw without a condition, and cannot.
     """
 
     def __init__(
-        self, generator: Generator, sampling: Mapping[str, Any] | None = None, *, conditional: bool = True
+        self,
+        generator: Generator,
+        sampling: Mapping[str, Any] | None = None,
+        *,
+        conditional: bool = True,
+        scores_draws: bool = False,
     ) -> None:
         options = dict(sampling or {})
         if not conditional:
@@ -137,7 +143,7 @@ class GeneratorPrior(Prior):
                     "without; search with method='beam', or over 'uniform'"
                 )
             options["cfg_scale"] = 1.0  # there is nothing to be guided to
-        self.generator, self.conditional = generator, conditional
+        self.generator, self.conditional, self.scores_draws = generator, conditional, scores_draws
         self.options, self.sampling = options, generator.sampling.updated(**options)
         self.num_tokens, self.codebook_size = generator.num_tokens, generator.codebook_size
 
@@ -164,7 +170,7 @@ class GeneratorPrior(Prior):
             given = [entry for entry in given for _ in range(len(prefix) // len(given))]
         tokens = None if prefix is None else self.tokens(prefix)
         rollout = generator.start(given, sampling=self.sampling, prefix=tokens)
-        return RolloutRows(rollout, seeds, cost)
+        return RolloutRows(rollout, seeds, cost, scores_draws=self.scores_draws)
 
     def generate(
         self, conditions: Sequence[Any], num: int, seeds: Sequence[int], length: int, cost: Cost, *, sample: bool = True
@@ -174,7 +180,8 @@ class GeneratorPrior(Prior):
             self._given(conditions), num, length=length, seeds=seeds, return_log_probs=True, **options
         )
         cost.token_forwards += result.token_forwards
-        return result.tokens.to("cpu"), None if result.log_probs is None else result.log_probs.cpu()
+        log_probs = result.draw_log_probs if self.scores_draws else result.log_probs
+        return result.tokens.to("cpu"), None if log_probs is None else log_probs.cpu()
 
     def tokens(self, data: Tensor) -> Tokens:
         return self.generator.as_tokens(data)
@@ -193,10 +200,11 @@ class RolloutRows(Rows):
         seeds: B, one an image. Row r of an image draws its numbers from ``candidate_seed(seed, r)``: the
             first row from the image's own seed, token for token as ``generate`` does.
         cost: where the work is counted.
+        scores_draws: see ``Verifier``.
     """
 
-    def __init__(self, rollout: Rollout, seeds: Sequence[int], cost: Cost) -> None:
-        self._rollout, self._seeds, self._cost = rollout, list(seeds), cost
+    def __init__(self, rollout: Rollout, seeds: Sequence[int], cost: Cost, *, scores_draws: bool = False) -> None:
+        self._rollout, self._seeds, self._cost, self._scores_draws = rollout, list(seeds), cost, scores_draws
         self._sampling = rollout.sampling
         self._parents: Tensor | None = None  # [N]: rows of the rollout; None are its rows themselves
         self._last: Drawn | None = None  # [N]: the tokens that come after those rows
@@ -210,7 +218,9 @@ class RolloutRows(Rows):
 
     @property
     def log_probs(self) -> Tensor:
-        return self._with_last(self._rollout.log_probs.cpu(), None if self._last is None else self._last.log_probs)
+        name = "draw_log_probs" if self._scores_draws else "log_probs"
+        last = None if self._last is None else getattr(self._last, name)
+        return self._with_last(getattr(self._rollout, name).cpu(), last)
 
     def draw(
         self,

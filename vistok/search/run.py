@@ -93,8 +93,8 @@ def search(
     if not 1 <= batch_size or num_results < 1:
         raise VistokError(f"batch_size and num_results are 1 or more, got {batch_size} and {num_results}")
     method, sampling = _method(method, options)
-    prior = _prior(generator, tokenizer, method, sampling)
     judge = as_verifier(verifier, generator if isinstance(generator, Generator) else None)
+    prior = _prior(generator, tokenizer, method, sampling, judge)
     if tokenizer is None and judge.needs_images:
         raise VistokError("this verifier looks at images, so the search needs a tokenizer to decode with")
     length = prior.num_tokens if length is None else length
@@ -160,10 +160,15 @@ def _method(method: str | SearchMethod, options: dict[str, Any]) -> tuple[Search
 
 
 def _prior(
-    generator: Generator | str, tokenizer: Tokenizer | None, method: SearchMethod, sampling: dict[str, Any]
+    generator: Generator | str,
+    tokenizer: Tokenizer | None,
+    method: SearchMethod,
+    sampling: dict[str, Any],
+    verifier: Verifier,
 ) -> Prior:
     if isinstance(generator, Generator):
-        return GeneratorPrior(generator, sampling, conditional=not isinstance(method, ArFreeConfig))
+        options = {"conditional": not isinstance(method, ArFreeConfig), "scores_draws": verifier.scores_draws}
+        return GeneratorPrior(generator, sampling, **options)
     if generator != "uniform":
         raise VistokError(f"candidates come from a generator or from 'uniform', got {generator!r}")
     if tokenizer is None or tokenizer.continuous:

@@ -19,6 +19,8 @@ class Verifier(ABC):
     Attributes:
         name: recorded in results.
         needs_images: whether candidates must be decoded for it.
+        scores_draws: whether ``log_probs`` are to be those under the guided, tempered and filtered distribution that tokens were
+            drawn from, and not the model's own.
         relative: whether a score depends on the other candidates that it is compared with. Searches then
             ``measure`` candidates in any order and batches, and ``combine`` the measures of each image's.
     """
@@ -26,6 +28,7 @@ class Verifier(ABC):
     name: str
     needs_images: bool = True
     relative: bool = False
+    scores_draws: bool = False
 
     def settings(self) -> dict[str, Any]:
         """What scores depend on beside the name, as JSON's values: it is recorded, and searches that are resumed must have the same."""

@@ -52,6 +52,7 @@ class Ensemble(Verifier):
         self.members = [verifier for verifier, weight in zip(verifiers, weights, strict=True) if weight > 0]
         self.weights, self.aggregation, self.as_shipped = weights, aggregation, as_shipped
         self.needs_images = any(member.needs_images for member in self.members)
+        self.scores_draws = any(member.scores_draws for member in self.members)
         names = list(named) or [verifier.name for verifier in verifiers]
         parts = [f"{weight:g}*{name}" for name, weight in zip(names, weights, strict=True) if weight > 0]
         self.name = f"{aggregation}({' + '.join(parts)})"

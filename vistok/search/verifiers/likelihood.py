@@ -16,18 +16,20 @@ from vistok.tokens import Tokens
 class LikelihoodVerifier(Verifier):
     """The generator's own log-likelihood of all tokens under the condition, in nats.
 
-    The model's distribution itself, whatever guidance, temperature and filters the candidates were drawn with.
+    The model's distribution itself, whatever guidance, temperature and filters the candidates were drawn with; unless ``as_shipped``.
 
     Args:
         generator: reads tokens that come without log-probabilities; None where there is none.
-        as_shipped: what the official search scores: of the last step's tokens alone, but divided by the
-            number of all; not divided in best-of-N, which has no steps; 0 without log-probabilities.
+        as_shipped: what the official search scores: the distribution that tokens were drawn from, of the last step's tokens alone,
+            but divided by the number of all; not divided in best-of-N, which has no steps; 0 without log-probabilities, as of
+            rows that are completed after the search.
     """
 
     needs_images = False
 
     def __init__(self, generator: Generator | None = None, *, as_shipped: bool = False) -> None:
         self.generator, self.as_shipped = generator, as_shipped
+        self.scores_draws = as_shipped
         self.name = "likelihood_as_shipped" if as_shipped else "likelihood"
 
     def __call__(
