@@ -176,6 +176,7 @@ def test_one_program_serves_every_position(kind):
     model.compile_steps(backend=counter)
     assert model.generate(condition, seeds=4, cfg_scale=2.0).tokens == plain
     assert model.generate(condition, seeds=4, cfg_scale=2.0).tokens == plain
+    model.generate(condition[torch.tensor([0])], 2, seeds=4, cfg_scale=2.0)  # as many rows, of one condition
     assert counter.frame_count == 1 and model.new_cache(1).static
 
 

@@ -139,7 +139,8 @@ class SoftmaxGenerator(AutoregressiveGenerator):
 
     def _advance(self, x: Tensor, cache: KVCache) -> Tensor:
         """``read_on``, compiled where it is, and on with the cache."""
-        compiled = self._step is not None and cache.static and x.shape[1] == 1
+        # The condition is read once, and maybe for fewer rows than the tokens, which would be a program of its own.
+        compiled = self._step is not None and cache.static and cache.length > 0 and x.shape[1] == 1
         # What a CUDA graph gives is overwritten when it is replayed, and a rollout keeps its states while others go on.
         out = self._step(x, cache).clone() if compiled else self.read_on(x, cache)
         cache.advance(x.shape[1])
