@@ -54,7 +54,9 @@ def add_job_commands(commands: Any) -> None:
         "generate",
         _job(run_generate),
         "images out of a generator: any number, balanced over classes or prompts, resumable",
-        "vistok generate --model runs/digit_ar_tiny/final --tokenizer runs/titok_tiny/final --num 64 --out outputs/samples",
+        "vistok generate --model vistok_writer --prompt 'sparkling heart' --num 16 --out outputs/hearts\n"
+        "  vistok generate --model rar_b.imagenet --classes 'golden retriever,tench' --per-condition 8 --out outputs/rar_b\n"
+        "  vistok generate --model runs/digit_ar_tiny/final --tokenizer runs/titok_tiny/final --out outputs/samples",
     )
     add_generate_arguments(sub, model_help=MODEL_HELP)
 
