@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import mmap
+
 import pytest
 import torch
 from torch import nn
@@ -91,3 +93,14 @@ def test_generation_chooses_the_same_tokens(monkeypatch, guidance) -> None:
     plain = model.generate(1, seeds=3, cfg_scale=guidance, return_log_probs=True)
     assert torch.equal(changed.tokens.ids, plain.tokens.ids)
     torch.testing.assert_close(changed.log_probs, plain.log_probs)
+
+
+def test_columns_follow_each_other_in_one_room(monkeypatch) -> None:
+    weights = [torch.randn(5, 3), torch.randn(4, 2), torch.randn(7, 6)]
+    for huge in (True, False):
+        if not huge:
+            monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+        columns = weight_layout._Columns(sum(weight.numel() for weight in weights))
+        laid = [columns.lay(weight) for weight in weights]
+        assert all(torch.equal(a, b) and a.t().is_contiguous() for a, b in zip(laid, weights, strict=True))
+        assert len({x.untyped_storage().data_ptr() for x in laid}) == 1 and columns._room.numel() == 0

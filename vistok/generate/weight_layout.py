@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 # Measured with MKL and oneDNN, one thread, on layers of 768 to 16,384 features. A product with one row takes 0.7 of the time where the
 # weights lie column by column and there are more outputs than inputs (1.3 where there are fewer); with 2 to 24 rows it takes 0.5 to 0.9
 # with weights packed by oneDNN, which from 48 rows on wins nothing. To lay down all weights anew takes as long as 5 to 15 passes do.
+# In huge pages the columns are quicker to write and to read: all 256 tokens of GPT-B take 0.9 of the time.
 _MOST_ROWS = 24
 _FEWEST_PASSES = 128
 _MOST_BYTES = 2**32
@@ -33,10 +35,11 @@ def few_rows(module: nn.Module, rows: int, passes: int) -> Iterator[None]:
     own = [layer.weight for layer in layers]
     if sum(weight.nbytes for weight in own) > _MOST_BYTES:
         layers = own = []
+    columns = _Columns(sum(weight.numel() for weight in own)) if rows == 1 else None
     try:
         for layer, weight in zip(layers, own, strict=True):
-            if rows == 1:
-                layer.weight = nn.Parameter(weight.detach().t().contiguous().t(), requires_grad=False)
+            if columns is not None:
+                layer.weight = nn.Parameter(columns.lay(weight), requires_grad=False)
             else:
                 packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
                 layer.forward = partial(_packed_linear, packed, layer.bias)  # hides the class's own
@@ -45,6 +48,28 @@ def few_rows(module: nn.Module, rows: int, passes: int) -> Iterator[None]:
         for layer, weight in zip(layers, own, strict=True):
             layer.weight = weight
             layer.__dict__.pop("forward", None)
+
+
+class _Columns:
+    """Room for weights that lie column by column, in huge pages where the system has them.
+
+    Args:
+        num_values: of all that will be laid down, fp32.
+    """
+
+    def __init__(self, num_values: int) -> None:
+        if hasattr(mmap, "MADV_HUGEPAGE") and num_values:
+            room = mmap.mmap(-1, 4 * num_values, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with suppress(OSError):  # a kernel without them
+                room.madvise(mmap.MADV_HUGEPAGE)
+            self._room = torch.frombuffer(room, dtype=torch.float32)
+        else:
+            self._room = torch.empty(num_values)
+
+    def lay(self, weight: Tensor) -> Tensor:
+        """A copy of [out, in] in the room that is left."""
+        taken, self._room = self._room[: weight.numel()], self._room[weight.numel() :]
+        return taken.view(weight.t().shape).copy_(weight.detach().t()).t()
 
 
 def _packed_linear(packed: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
