@@ -82,6 +82,14 @@ def test_a_bad_ensemble_is_refused(weights: Any, aggregation: Any):
         Ensemble([named("a", [1.0]), named("b", [1.0])], weights, aggregation=aggregation)
 
 
+def test_an_ensemble_reads_one_kind_of_log_probabilities():
+    own, shipped = LikelihoodVerifier(), LikelihoodVerifier(as_shipped=True)
+    assert Ensemble([own]).scores_draws is False and Ensemble([Ensemble([shipped]), shipped]).scores_draws is True
+    assert Ensemble([own, shipped], [1.0, 0.0]).scores_draws is False
+    with pytest.raises(VistokError, match="all as_shipped, or none"):
+        Ensemble([own, shipped])
+
+
 def test_clip_scores_are_a_function_of_each_pair():
     verifier = ClipVerifier("tiny", "", class_names=("cat", "dog"))
     assert verifier.name == "clip:tiny:random"

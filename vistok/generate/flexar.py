@@ -224,9 +224,8 @@ class FlexAR(SoftmaxGenerator):
                 raise VistokError(
                     f"{self._title} takes captions, or their features as a vistok.generate.TextCondition; got {condition!r}"
                 )
-            hidden, mask = self._read_captions(
-                ["", *(entry or "" for entry in entries)]
-            )  # guidance wants the empty one
+            # Guidance wants the empty caption.
+            hidden, mask = self._read_captions(["", *(entry or "" for entry in entries)])
             condition = TextCondition(hidden[1:], mask[1:], hidden[:1], mask[:1])
         if condition.hidden.shape[-1] != config.text.width:
             raise VistokError(

@@ -167,7 +167,7 @@ def _prior(
     verifier: Verifier,
 ) -> Prior:
     if isinstance(generator, Generator):
-        options = {"conditional": not isinstance(method, ArFreeConfig), "scores_draws": verifier.scores_draws}
+        options = {"conditional": not isinstance(method, ArFreeConfig), "scores_draws": bool(verifier.scores_draws)}
         return GeneratorPrior(generator, sampling, **options)
     if generator != "uniform":
         raise VistokError(f"candidates come from a generator or from 'uniform', got {generator!r}")

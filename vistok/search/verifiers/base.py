@@ -20,7 +20,7 @@ class Verifier(ABC):
         name: recorded in results.
         needs_images: whether candidates must be decoded for it.
         scores_draws: whether ``log_probs`` are to be those under the guided, tempered and filtered distribution that tokens were
-            drawn from, and not the model's own.
+            drawn from, and not the model's own; None where it reads none.
         relative: whether a score depends on the other candidates that it is compared with. Searches then
             ``measure`` candidates in any order and batches, and ``combine`` the measures of each image's.
     """
@@ -28,7 +28,7 @@ class Verifier(ABC):
     name: str
     needs_images: bool = True
     relative: bool = False
-    scores_draws: bool = False
+    scores_draws: bool | None = None
 
     def settings(self) -> dict[str, Any]:
         """What scores depend on beside the name, as JSON's values: it is recorded, and searches that are resumed must have the same."""

@@ -27,7 +27,7 @@ class Ensemble(Verifier):
             ``weighted`` (each member's scores go from 0 to 1; their weighted sum).
         as_shipped: a member of weight 0 moves the weights of those after it, as in the official search.
     Raises:
-        VistokError: weights that do not fit the members.
+        VistokError: weights that do not fit the members, or members that read different log-probabilities.
     """
 
     relative = True
@@ -52,7 +52,10 @@ class Ensemble(Verifier):
         self.members = [verifier for verifier, weight in zip(verifiers, weights, strict=True) if weight > 0]
         self.weights, self.aggregation, self.as_shipped = weights, aggregation, as_shipped
         self.needs_images = any(member.needs_images for member in self.members)
-        self.scores_draws = any(member.scores_draws for member in self.members)
+        read = {member.scores_draws for member in self.members} - {None}
+        if len(read) > 1:
+            raise VistokError("the likelihoods of an ensemble are all as_shipped, or none is; got both")
+        self.scores_draws = read.pop() if read else None
         names = list(named) or [verifier.name for verifier in verifiers]
         parts = [f"{weight:g}*{name}" for name, weight in zip(names, weights, strict=True) if weight > 0]
         self.name = f"{aggregation}({' + '.join(parts)})"
