@@ -22,7 +22,8 @@ from vistok.convert.kl_vae import KL_VAE
 from vistok.errors import CheckpointError, ConfigError, VistokError
 from vistok.hub import convert_state, empty_model, from_pretrained, save_published, to_published
 from vistok.layers.kl_autoencoder import KlAutoencoderConfig
-from vistok.models.flextok import FlexTok, FlexTokConfig, RegisterTransformerSize
+from vistok.models.flextok import FlexTok
+from vistok.models.flextok_config import FlexTokConfig, RegisterTransformerSize
 from vistok.models.kl_vae import KlVae, KlVaeConfig
 from vistok.registry import get_card
 

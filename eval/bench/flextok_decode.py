@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from vistok.layers.kl_autoencoder import KlAutoencoderConfig
-from vistok.models.flextok import FlexTok, FlexTokConfig, RegisterTransformerSize
+from vistok.models.flextok import FlexTok
+from vistok.models.flextok_config import FlexTokConfig, RegisterTransformerSize
 from vistok.tokens import Tokens
 
 from alternate import alternate

@@ -19,7 +19,8 @@ from vistok.layers.kl_autoencoder import KlAutoencoderConfig
 from vistok.layers.ragged import attention_with_multiplicity
 from vistok.losses.alignment import alignment_loss
 from vistok.losses.flow_matching import flow_matching_loss
-from vistok.models.flextok import FlexTok, FlexTokConfig, FlowSamplingConfig, RegisterTransformerSize
+from vistok.models.flextok import FlexTok
+from vistok.models.flextok_config import FlexTokConfig, FlowSamplingConfig, RegisterTransformerSize
 from vistok.models.kl_vae import KlVae, KlVaeConfig
 from vistok.tokens import Tokens
 

@@ -187,7 +187,8 @@ def test_targets_of_real_models(kind: str, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_a_stochastic_decoder_is_searched_with_fixed_noise() -> None:
-    from vistok.models.flextok import FlexTok, FlexTokConfig, FlowSamplingConfig, RegisterTransformerSize
+    from vistok.models.flextok import FlexTok
+    from vistok.models.flextok_config import FlexTokConfig, FlowSamplingConfig, RegisterTransformerSize
 
     size = RegisterTransformerSize(width=32, depth=2, head_dim=16)
     model = FlexTok(

@@ -12,7 +12,8 @@ from vistok.errors import ConfigError, VistokError
 from vistok.generate import DigitAR, DigitARConfig
 from vistok.generate.gpt import Gpt, GptConfig
 from vistok.hub import create_model
-from vistok.models.flextok import FlexTok, FlexTokConfig, RegisterTransformerSize
+from vistok.models.flextok import FlexTok
+from vistok.models.flextok_config import FlexTokConfig, RegisterTransformerSize
 from vistok.search import ArFreeConfig, BeamConfig, Ensemble, LookaheadConfig, Verifier, search
 from vistok.search.context import SearchContext
 from vistok.search.prior import GeneratorPrior, candidate_seed

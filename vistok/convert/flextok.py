@@ -17,7 +17,7 @@ from vistok.convert.flextok_tree import MODULES, metadata, wrap_config
 from vistok.convert.key_map import KeyMap, Rule, Shapes, Source, count
 from vistok.convert.kl_vae import autoencoder_config
 from vistok.errors import CheckpointError, PublishedConfigError
-from vistok.models.flextok import FlexTokConfig, RegisterTransformerSize
+from vistok.models.flextok_config import FlexTokConfig, RegisterTransformerSize
 
 _ENC, _DEC = "encoder.module_dict.", "decoder.module_dict."
 _PARTS = ("vae", "encoder", "decoder", "regularizer", "flow_matching_noise_module", "pipeline")

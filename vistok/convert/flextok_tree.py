@@ -7,7 +7,7 @@ from typing import Any
 
 from vistok.errors import PublishedConfigError
 from vistok.layers.kl_autoencoder import KlAutoencoderConfig
-from vistok.models.flextok import FlexTokConfig, RegisterTransformerSize
+from vistok.models.flextok_config import FlexTokConfig, RegisterTransformerSize
 
 # The modules of the tree by name, and the published class of each.
 MODULES = {
