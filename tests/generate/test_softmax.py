@@ -180,6 +180,44 @@ def test_one_program_serves_every_position(kind):
     assert counter.frame_count == 1 and model.new_cache(1).static
 
 
+def test_more_sizes_than_programs_are_no_error(kind, caplog):
+    model, plain = make(kind), make(kind)
+    counter = CompileCounter()
+    model.compile_steps(backend=counter)
+    with torch._dynamo.config.patch(cache_size_limit=2):
+        for rows in (1, 2, 3, 4, 4, 2):
+            condition = model.encode_condition(conditions(model, rows))
+            options = {"seeds": 4, "length": 3}
+            assert model.generate(condition, **options).tokens == plain.generate(condition, **options).tokens
+    assert counter.frame_count == 2
+    assert [record.args[0] for record in caplog.records if record.name.startswith("vistok")] == [3, 4]
+
+
+def test_compiled_steps_find_the_cache_where_it_was(kind):
+    """What a graph was recorded with stays in its place, call after call, also where rows are branched."""
+    model, places = make(kind), set()
+
+    def watching(graph: torch.fx.GraphModule, _: Any) -> Any:
+        def run(*inputs: torch.Tensor) -> Any:
+            pinned = [tensor for tensor in inputs if hasattr(tensor, "_dynamo_static_input_type")]
+            places.add(tuple(tensor.data_ptr() for tensor in pinned if not isinstance(tensor, torch.nn.Parameter)))
+            return graph(*inputs)
+
+        return run
+
+    model.compile_steps(backend=watching)
+    condition = model.encode_condition(conditions(model, 4))
+    half = condition[torch.tensor([0, 2])]
+    kept = [model.generate(condition, seeds=4, cfg_scale=2.0)]
+    kept += [model.generate(half, 2, seeds=4, cfg_scale=2.0) for _ in range(3)]
+    assert len(places) == 1 and len(next(iter(places))) >= 3
+    assert all(result.tokens == kept[1].tokens for result in kept[1:])
+    rollouts = [model.start(condition) for _ in range(2)]
+    for rollout in (*rollouts, *rollouts):
+        rollout.extend(2, model.token_noise([1, 2, 3, 4]))
+    assert len(places) == 3
+
+
 def test_compiled_rollouts_may_take_turns(kind):
     """A backend that gives its results in the same memory every time, as a replayed CUDA graph does."""
     model, plain = make(kind), make(kind)

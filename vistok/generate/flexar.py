@@ -291,9 +291,9 @@ class FlexAR(SoftmaxGenerator):
 
     def read_condition(self, condition: Any, cache: KVCache) -> Tensor:
         if self.text is not None:  # once for the whole row
-            cache.context |= self._read_text(condition)
+            cache.keep(**self._read_text(condition))
         elif bool((condition == _NULL_THEN_FIRST).any()):
-            cache.context["labels"] = condition
+            cache.keep(labels=condition)
         return self._advance(self._embed_start(condition), cache)[:, -1]
 
     def read_tokens(self, ids: Tensor, start: int, cache: KVCache) -> Tensor:

@@ -243,7 +243,7 @@ class Gpt(ClassConditions, SoftmaxGenerator):
         x = self._embed_class(condition)
         terms = self._modulate(x)
         if terms is not None:
-            cache.context["terms"] = terms
+            cache.keep(terms=terms)
         return self._advance(x, cache)[:, -1]
 
     def read_tokens(self, ids: Tensor, start: int, cache: KVCache) -> Tensor:

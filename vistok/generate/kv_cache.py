@@ -7,11 +7,42 @@ pass of one token is the same program at every position, for CUDA graphs and ``t
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class StoragePool:
+    """Memory of caches that are gone, for later ones of the same sizes.
+
+    A CUDA graph reads and writes the places that it was recorded with, so it is recorded anew for places that it has not seen.
+    With a pool there are only as many as there are caches at a time.
+    """
+
+    def __init__(self) -> None:
+        self._spare: dict[tuple[Any, ...], list[tuple[Tensor, ...]]] = {}
+
+    def take(self, key: tuple[Any, ...], make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Tensors that are given back together, all zeros; ``make`` makes them where none are spare."""
+        spare = self._spare.get(key)
+        if spare:
+            for tensor in spare[-1]:
+                tensor.zero_()
+            return spare.pop()
+        tensors = make()
+        for tensor in tensors:
+            torch._dynamo.mark_static_address(tensor)  # without which no graph is made that writes to it
+        return tensors
+
+    def give(self, taken: dict[tuple[Any, ...], tuple[Tensor, ...]]) -> None:
+        """Take back what a cache had, by key."""
+        for key, tensors in taken.items():
+            self._spare.setdefault(key, []).append(tensors)
+        taken.clear()
 
 
 class KVCache:
@@ -25,12 +56,12 @@ class KVCache:
         dtype: of what is stored; float32, bfloat16 or float16, whatever the model computes in.
         device: where.
         static: read by masks over the whole storage instead of slices; see the module's text.
-        pinned: tell ``torch.compile`` that the storage stays where it is, without which it makes no CUDA graphs that write to it.
+        pool: where memory comes from, and goes when the cache is no more, for compiled steps; None makes it.
 
     Attributes:
         keys, values: [layers, B, heads, max_length, head_dim]; only the first ``length`` positions count.
         length: how many positions are filled, the same in every row.
-        context: what else belongs to the rows for good (modulation, keys and values of a text), [B, ...] by name.
+        context: what else belongs to the rows for good (modulation, keys and values of a text), [B, ...] by name; see ``keep``.
         memo: what a model has computed for its own use and no row owns; copies share it.
     """
 
@@ -45,24 +76,22 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         static: bool = False,
-        pinned: bool = False,
+        pool: StoragePool | None = None,
     ) -> None:
-        shape = (num_layers, num_rows, num_heads, max_length, head_dim)
-        # A masked position still weighs 0, and 0 times what fresh memory holds may be NaN.
-        make = torch.zeros if static else torch.empty
-        self.keys = make(shape, dtype=dtype, device=device)
-        self.values = make(shape, dtype=dtype, device=device)
+        self._pool, self._static = pool, static
+        self._taken: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
+        if pool is not None:
+            weakref.finalize(self, pool.give, self._taken)
         self.length = 0
         self.context: dict[str, Tensor] = {}
         self.memo: dict[str, Any] = {}
-        self._position = torch.zeros(1, dtype=torch.int64, device=device) if static else None
-        self._pinned = pinned
-        self._pin()
+        shape = (num_layers, num_rows, num_heads, max_length, head_dim)
+        self.keys, self.values, self._position = self._storage(shape, dtype, torch.device(device))
 
     @property
     def static(self) -> bool:
         """Whether it is read under masks, at positions that are tensors."""
-        return self._position is not None
+        return self._static
 
     @property
     def num_rows(self) -> int:
@@ -112,13 +141,38 @@ class KVCache:
         if self._position is not None:
             self._position += num_new
 
+    def keep(self, **context: Tensor) -> None:
+        """Put tensors [B, ...] into ``context``; with a pool they are copied into its memory."""
+        for name, tensor in context.items():
+            if self._pool is not None:
+                key = (name, tensor.shape, tensor.dtype, tensor.device)
+                if key not in self._taken:
+                    self._taken[key] = self._pool.take(key, lambda like=tensor: (torch.zeros_like(like),))
+                tensor = self._taken[key][0].copy_(tensor)
+            self.context[name] = tensor
+
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes a copy of the old row ``rows[i]``; there may be more or fewer rows than before."""
-        self.keys, self.values = (self._take(buffer, rows) for buffer in (self.keys, self.values))
-        self._pin()
-        for name, tensor in self.context.items():
-            taken = tensor[rows]
-            self.context[name] = tensor.copy_(taken) if len(rows) == len(tensor) else taken
+        # Indexing copies, so the storage may be overwritten; only filled positions are.
+        filled = [buffer[:, rows, :, : self.length] for buffer in (self.keys, self.values)]
+        context = {name: tensor[rows] for name, tensor in self.context.items()}
+        if len(rows) != self.num_rows:
+            layers, _, *sizes = self.keys.shape
+            dtype, device = self.keys.dtype, self.keys.device
+            if self._pool is not None:
+                self._pool.give(self._taken)
+            del self.keys, self.values  # before the new ones are made
+            self.keys, self.values, self._position = self._storage((layers, len(rows), *sizes), dtype, device)
+            if self._position is not None:
+                self._position.fill_(self.length)
+        for buffer, content in zip((self.keys, self.values), filled, strict=True):
+            buffer[:, :, :, : self.length] = content
+        for name, tensor in context.items():
+            old = self.context[name]
+            if len(rows) == len(old):
+                old.copy_(tensor)
+            else:
+                self.keep(**{name: tensor})
 
     def branch(self, num: int) -> None:
         """Every row ``num`` times, copies of a row side by side."""
@@ -135,19 +189,43 @@ class KVCache:
 
     def copy(self) -> KVCache:
         """An independent cache of the same content."""
-        other = object.__new__(KVCache)
-        other.keys, other.values, other.length = self.keys.clone(), self.values.clone(), self.length
-        other.context = {name: tensor.clone() for name, tensor in self.context.items()}
-        other.memo = dict(self.memo)
-        other._position = None if self._position is None else self._position.clone()
-        other._pinned = self._pinned
-        other._pin()
+        layers, rows, heads, length, width = self.keys.shape
+        other = KVCache(
+            num_layers=layers,
+            num_rows=rows,
+            num_heads=heads,
+            head_dim=width,
+            max_length=length,
+            dtype=self.keys.dtype,
+            device=self.keys.device,
+            static=self.static,
+            pool=self._pool,
+        )
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            theirs[:, :, :, : self.length] = mine[:, :, :, : self.length]
+        other.length, other.memo = self.length, dict(self.memo)
+        if self._position is not None:
+            other._position.copy_(self._position)
+        other.keep(**{name: tensor.clone() for name, tensor in self.context.items()})
         return other
 
-    def _pin(self) -> None:
-        if self._pinned:
-            for buffer in (self.keys, self.values, self._position):
-                torch._dynamo.mark_static_address(buffer)
+    def _storage(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values and, where it is a tensor, the position."""
+        if not self._static:
+            return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device), None
+
+        def make() -> tuple[Tensor, Tensor, Tensor]:
+            # A masked position still weighs 0, and 0 times what fresh memory holds may be NaN.
+            keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+            return keys, values, torch.zeros(1, dtype=torch.int64, device=device)
+
+        if self._pool is None:
+            return make()
+        key = ("cache", shape, dtype, device)
+        self._taken[key] = self._pool.take(key, make)
+        return self._taken[key]
 
     def _check(self, num_rows: int, num_new: int) -> None:
         if num_rows != self.num_rows or self.length + num_new > self.max_length:
@@ -155,15 +233,6 @@ class KVCache:
                 f"the cache holds {self.num_rows} rows of {self.max_length} positions, {self.length} of them filled; "
                 f"{num_new} more of {num_rows} rows do not fit"
             )
-
-    def _take(self, buffer: Tensor, rows: Tensor) -> Tensor:
-        """Only filled positions are copied; the storage is kept where the number of rows stays."""
-        filled = buffer[:, rows, :, : self.length]  # indexing copies, so the storage may be overwritten
-        if len(rows) != buffer.shape[1]:
-            shape = (buffer.shape[0], len(rows), *buffer.shape[2:])
-            buffer = buffer.new_zeros(shape) if self.static else buffer.new_empty(shape)
-        buffer[:, :, :, : self.length] = filled
-        return buffer
 
 
 def causal_attention(

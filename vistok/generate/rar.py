@@ -222,7 +222,7 @@ class Rar(ClassConditions, SoftmaxGenerator):
 
     def read_condition(self, condition: Tensor, cache: KVCache) -> Tensor:
         classes, rows = condition.unique(return_inverse=True)
-        cache.context["class"], cache.context["class_row"] = condition, rows
+        cache.keep(class_label=condition, class_row=rows)
         cache.memo["classes"] = classes
         first = self.target_embed[:, _START : _START + 1].expand(len(condition), -1, -1)
         return self._advance(self._prefix(condition, first), cache)[:, -1]
@@ -259,7 +259,7 @@ class Rar(ClassConditions, SoftmaxGenerator):
         """
         slots = cache.positions(count)
         if cache.static:
-            return self._modulate(self._class(cache.context["class"])[:, None] + self.slot_embed[:, slots])
+            return self._modulate(self._class(cache.context["class_label"])[:, None] + self.slot_embed[:, slots])
         memo, classes = cache.memo, cache.memo["classes"]
         if not ("terms" in memo and memo["first"] <= slots.start and slots.stop <= memo["end"]):
             size = (_TERMS * self.config.depth + 2) * self.config.width * self.slot_embed.element_size() * len(classes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable
@@ -13,9 +15,14 @@ from torch import Tensor
 
 from vistok.generate.autoregressive import AutoregressiveGenerator
 from vistok.generate.base import evaluating
-from vistok.generate.kv_cache import KVCache
+from vistok.generate.kv_cache import KVCache, StoragePool
 from vistok.generate.sampling import Drawn, SamplingConfig, sample_logits, sample_several, uniform_of
 from vistok.tokens import Tokens
+
+logger = logging.getLogger(__name__)
+
+# So that models of one class do not share the number of programs that ``torch.compile`` makes of a function, where it can.
+_APART = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
 
 
 class SoftmaxGenerator(AutoregressiveGenerator):
@@ -28,6 +35,8 @@ class SoftmaxGenerator(AutoregressiveGenerator):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self._step: Callable[[Tensor, KVCache], Tensor] | None = None
+        self._pool = StoragePool()
+        self._programs: dict[tuple[Any, ...], bool] = {}
 
     @property
     def num_tokens(self) -> int:
@@ -135,20 +144,37 @@ class SoftmaxGenerator(AutoregressiveGenerator):
         """
         if not options and self.device.type == "cuda":
             options = {"mode": "reduce-overhead"}
-        self._step = torch.compile(self.read_on, fullgraph=True, dynamic=False, **options)
+        self._step = torch.compile(self.read_on, fullgraph=True, dynamic=False, **_APART, **options)
+        self._pool = StoragePool()
 
     def _advance(self, x: Tensor, cache: KVCache) -> Tensor:
         """``read_on``, compiled where it is, and on with the cache."""
         # The condition is read once, and maybe for fewer rows than the tokens, which would be a program of its own.
-        compiled = self._step is not None and cache.static and cache.length > 0 and x.shape[1] == 1
+        wanted = self._step is not None and cache.static and cache.length > 0 and x.shape[1] == 1
         # What a CUDA graph gives is overwritten when it is replayed, and a rollout keeps its states while others go on.
-        out = self._step(x, cache).clone() if compiled else self.read_on(x, cache)
+        out = self._step(x, cache).clone() if wanted and self._has_program(cache) else self.read_on(x, cache)
         cache.advance(x.shape[1])
         return out
 
+    def _has_program(self, cache: KVCache) -> bool:
+        """Whether these sizes are among the first few, for which there are programs; more are an error of ``torch.compile``."""
+        sizes = (cache.keys.shape, cache.keys.dtype, *(tensor.shape for tensor in cache.context.values()))
+        key = (id(self._step), *sizes)
+        if key not in self._programs:
+            most = torch._dynamo.config.cache_size_limit
+            self._programs[key] = sum(self._programs.values()) < most
+            if not self._programs[key]:
+                logger.warning(
+                    "steps of %d rows run without a compiled program, since there are programs of %d other sizes; "
+                    "generate in batches of fewer sizes, or raise torch._dynamo.config.cache_size_limit",
+                    cache.num_rows,
+                    most,
+                )
+        return self._programs[key]
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy is not compiled: the program is bound to these weights."""
-        return self.__dict__ | {"_step": None}
+        return self.__dict__ | {"_step": None, "_pool": StoragePool(), "_programs": {}}
 
     def _both_logits(self, hidden: Tensor, null_hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Both halves read the head's weights once."""
@@ -178,7 +204,7 @@ class SoftmaxGenerator(AutoregressiveGenerator):
             dtype=dtype or self.dtype,
             device=self.device,
             static=static,
-            pinned=static and self.compiled,
+            pool=self._pool if static and self.compiled else None,
         )
 
     @staticmethod
