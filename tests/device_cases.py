@@ -32,7 +32,7 @@ def test_mixing_is_seen() -> None:
 
 @pytest.mark.parametrize("kind", sorted(tiny_models.KINDS))
 def test_tokenizers(kind: str) -> None:
-    """The same tokens and images as on the CPU, from images and tokens of either; and gradients."""
+    """The same tokens and images as on the CPU, from images and tokens of either."""
     model, images = tiny_models.make(kind), tiny_models.pictures(2)
     condition = tiny_models.condition(model, 2)
     tokens = model.encode(images)

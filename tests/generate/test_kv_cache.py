@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vistok.generate.kv_cache import KVCache, causal_attention
+from vistok.generate.kv_cache import KVCache, StoragePool, causal_attention
 
 
 def filled(rows: int = 3, length: int = 4) -> KVCache:
@@ -30,6 +30,29 @@ def test_reordering_as_many_rows_keeps_the_storage():
     where = cache.keys.data_ptr()
     cache.reorder(torch.tensor([2, 1, 0]))
     assert cache.keys.data_ptr() == where
+
+
+@pytest.mark.parametrize("rows", [[2, 1, 0], [1, 1], [0, 0, 1, 2]])
+@pytest.mark.parametrize("pool", [None, StoragePool()])
+def test_reordering_leaves_what_was_given_alone(rows, pool):
+    """A class that a cache keeps may be the caller's own tensor."""
+    cache = KVCache(num_layers=1, num_rows=3, num_heads=1, head_dim=2, max_length=4, static=pool is not None, pool=pool)
+    given = torch.tensor([5, 6, 7])
+    cache.keep(labels=given)
+    cache.reorder(torch.tensor(rows))
+    assert given.tolist() == [5, 6, 7] and cache.context["labels"].tolist() == given[rows].tolist()
+
+
+def test_a_pool_keeps_the_sizes_used_last():
+    pool = StoragePool()
+    for rows in range(1, 101):
+        KVCache(num_layers=1, num_rows=rows, num_heads=1, head_dim=1, max_length=1, static=True, pool=pool)
+    assert len(pool._spare) == 40
+    where = KVCache(
+        num_layers=1, num_rows=90, num_heads=1, head_dim=1, max_length=1, static=True, pool=pool
+    ).keys.data_ptr()
+    again = KVCache(num_layers=1, num_rows=90, num_heads=1, head_dim=1, max_length=1, static=True, pool=pool)
+    assert again.keys.data_ptr() == where
 
 
 def test_branch_puts_copies_side_by_side():

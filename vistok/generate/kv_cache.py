@@ -15,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Enough for all sizes of which ``torch.compile`` makes programs, with what a family keeps beside keys and values.
+_MOST_SPARE_KEYS = 40
+
 
 class StoragePool:
     """Memory of caches that are gone, for later ones of the same sizes.
 
     A CUDA graph reads and writes the places that it was recorded with, so it is recorded anew for places that it has not seen.
-    With a pool there are only as many as there are caches at a time.
+    With a pool there are only as many as there are caches at a time. What was not used for longest goes when there is much.
     """
 
     def __init__(self) -> None:
@@ -41,8 +44,10 @@ class StoragePool:
     def give(self, taken: dict[tuple[Any, ...], tuple[Tensor, ...]]) -> None:
         """Take back what a cache had, by key."""
         for key, tensors in taken.items():
-            self._spare.setdefault(key, []).append(tensors)
+            self._spare[key] = [*self._spare.pop(key, []), tensors]  # the latest key last
         taken.clear()
+        while len(self._spare) > _MOST_SPARE_KEYS:
+            del self._spare[next(iter(self._spare))]
 
 
 class KVCache:
@@ -153,26 +158,28 @@ class KVCache:
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes a copy of the old row ``rows[i]``; there may be more or fewer rows than before."""
-        # Indexing copies, so the storage may be overwritten; only filled positions are.
-        filled = [buffer[:, rows, :, : self.length] for buffer in (self.keys, self.values)]
+        # Indexing copies, so what is read may be overwritten; only filled positions are copied.
         context = {name: tensor[rows] for name, tensor in self.context.items()}
-        if len(rows) != self.num_rows:
-            layers, _, *sizes = self.keys.shape
-            dtype, device = self.keys.dtype, self.keys.device
-            if self._pool is not None:
-                self._pool.give(self._taken)
-            del self.keys, self.values  # before the new ones are made
-            self.keys, self.values, self._position = self._storage((layers, len(rows), *sizes), dtype, device)
-            if self._position is not None:
-                self._position.fill_(self.length)
+        if len(rows) == self.num_rows:
+            for buffer in (self.keys, self.values):
+                buffer[:, :, :, : self.length] = buffer[:, rows, :, : self.length]
+        else:
+            self._resize(rows)
+        self.keep(**context)
+
+    def _resize(self, rows: Tensor) -> None:
+        """New storage for another number of rows, with what is filled."""
+        layers, _, *sizes = self.keys.shape
+        dtype, device = self.keys.dtype, self.keys.device
+        filled = [buffer[:, rows, :, : self.length] for buffer in (self.keys, self.values)]
+        if self._pool is not None:
+            self._pool.give(self._taken)
+        del self.keys, self.values  # before the new ones are made
+        self.keys, self.values, self._position = self._storage((layers, len(rows), *sizes), dtype, device)
         for buffer, content in zip((self.keys, self.values), filled, strict=True):
             buffer[:, :, :, : self.length] = content
-        for name, tensor in context.items():
-            old = self.context[name]
-            if len(rows) == len(old):
-                old.copy_(tensor)
-            else:
-                self.keep(**{name: tensor})
+        if self._position is not None:
+            self._position.fill_(self.length)
 
     def branch(self, num: int) -> None:
         """Every row ``num`` times, copies of a row side by side."""

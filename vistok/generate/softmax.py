@@ -145,7 +145,7 @@ class SoftmaxGenerator(AutoregressiveGenerator):
         if not options and self.device.type == "cuda":
             options = {"mode": "reduce-overhead"}
         self._step = torch.compile(self.read_on, fullgraph=True, dynamic=False, **_APART, **options)
-        self._pool = StoragePool()
+        self._pool, self._programs = StoragePool(), {}
 
     def _advance(self, x: Tensor, cache: KVCache) -> Tensor:
         """``read_on``, compiled where it is, and on with the cache."""
@@ -159,18 +159,17 @@ class SoftmaxGenerator(AutoregressiveGenerator):
     def _has_program(self, cache: KVCache) -> bool:
         """Whether these sizes are among the first few, for which there are programs; more are an error of ``torch.compile``."""
         sizes = (cache.keys.shape, cache.keys.dtype, *(tensor.shape for tensor in cache.context.values()))
-        key = (id(self._step), *sizes)
-        if key not in self._programs:
+        if sizes not in self._programs:
             most = torch._dynamo.config.cache_size_limit
-            self._programs[key] = sum(self._programs.values()) < most
-            if not self._programs[key]:
+            self._programs[sizes] = sum(self._programs.values()) < most
+            if not self._programs[sizes]:
                 logger.warning(
                     "steps of %d rows run without a compiled program, since there are programs of %d other sizes; "
                     "generate in batches of fewer sizes, or raise torch._dynamo.config.cache_size_limit",
                     cache.num_rows,
                     most,
                 )
-        return self._programs[key]
+        return self._programs[sizes]
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is not compiled: the program is bound to these weights."""
